@@ -1,0 +1,181 @@
+"""Where an entity's bytes lie: the one way from MLflow's URIs to S3 buckets and prefixes. Pure.
+
+Two prefixes are compared here and nowhere else, and a prefix always ends in ``/``: ``run1`` never reaches ``run10``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import ParseResult, unquote, urlparse
+
+from mlflow_artifact_gc.errors import NotOnS3, UnreadableUri
+
+DEFAULT_WORKSPACE: Final = "default"
+WORKSPACES_FOLDER: Final = "workspaces"
+"""MLflow keeps the artifacts of workspaces under ``<root>/workspaces/<name>/`` (sqlalchemy_workspace_store.py)."""
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_PROXY_ROUTE: Final = "/api/2.0/mlflow-artifacts/artifacts/"
+_S3_SCHEMES = frozenset({"s3", "s3a", "s3n"})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Location:
+    """A bucket and a prefix that ends in ``/`` (or is empty: the whole bucket)."""
+
+    bucket: str
+    prefix: str
+
+    def __post_init__(self) -> None:
+        if self.prefix and not self.prefix.endswith("/"):
+            raise ValueError(f"a prefix ends in '/': {self.prefix!r}")
+
+    @classmethod
+    def of_key(cls, bucket: str, key: str) -> Location:
+        """The location that begins at ``key``, which may or may not end in ``/``."""
+        return cls(bucket, key if not key or key.endswith("/") else key + "/")
+
+    @classmethod
+    def parse(cls, uri: str, destination: Destination, workspace: str = DEFAULT_WORKSPACE) -> Location:
+        """The location that ``uri`` names, by the rules of MLflow's own S3 repository and artifact proxy.
+
+        Fragments and queries are dropped and a leading ``/`` of the path is removed once, as
+        ``S3ArtifactRepository.parse_s3_compliant_uri`` does. Proxied URIs are mapped to ``destination`` without HTTP,
+        as ``mlflow.server.handlers`` does (``_get_proxied_run_artifact_destination_path`` and
+        ``_get_workspace_scoped_repo_path_if_enabled``): nothing is unquoted.
+
+        Raises:
+            NotOnS3: the URI names a place outside S3.
+            UnreadableUri: it is meant for S3 (or the proxy) and names no bucket and key.
+        """
+        proxied = proxied_path(uri)
+        if proxied is not None:
+            return destination.resolve(proxied, workspace)
+        parsed = _split(uri)
+        if parsed.scheme not in _S3_SCHEMES:
+            raise NotOnS3(parsed.scheme or "no scheme")
+        return cls.checked(uri, parsed.netloc, parsed.path.removeprefix("/"))
+
+    @classmethod
+    def checked(cls, uri: str, bucket: str, key: str) -> Location:
+        """The location at ``key``; raises UnreadableUri, with ``uri``, for what no MLflow server writes."""
+        if not _BUCKET.fullmatch(bucket):
+            raise UnreadableUri(f"{uri!r} names no bucket")
+        if any(segment in (".", "..") for segment in key.split("/")):
+            raise UnreadableUri(f"{uri!r} holds a '.' or '..' segment")
+        return cls.of_key(bucket, key)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    def contains(self, other: Location) -> bool:
+        """Whether every object of ``other`` lies in this location."""
+        return self.bucket == other.bucket and other.prefix.startswith(self.prefix)
+
+    def overlaps(self, other: Location) -> bool:
+        """Whether one of the two contains the other."""
+        return self.contains(other) or other.contains(self)
+
+    def ancestors(self) -> tuple[Location, ...]:
+        """This location and all that contain it, longest first, down to the whole bucket."""
+        segments = self.prefix.split("/")[:-1]
+        return tuple(
+            Location(self.bucket, "".join(f"{segment}/" for segment in segments[:depth]))
+            for depth in range(len(segments), -1, -1)
+        )
+
+    def parent(self, levels: int = 1) -> Location:
+        """The location ``levels`` segments up; the whole bucket when there are not that many."""
+        up = self.ancestors()
+        return up[min(levels, len(up) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a server's artifact proxy keeps its objects (``--artifacts-destination``).
+
+    ``uri`` None means that nobody has said it yet; ``root`` None with a ``uri`` means that it is not on S3.
+    """
+
+    uri: str | None = None
+    root: Location | None = None
+
+    @classmethod
+    def parse(cls, uri: str | None) -> Destination:
+        """Raises UnreadableUri for an ``s3:`` URI that names no bucket, and for a proxied URI."""
+        if uri is None:
+            return cls()
+        if proxied_path(uri) is not None:
+            raise UnreadableUri(f"{uri!r} is a proxied URI; the artifacts destination is where the proxy writes to")
+        try:
+            return cls(uri, Location.parse(uri, cls()))
+        except NotOnS3:
+            return cls(uri, None)
+
+    @property
+    def known(self) -> bool:
+        return self.uri is not None
+
+    def resolve(self, path: str, workspace: str) -> Location:
+        """The location of a proxied path, for an entity of ``workspace``."""
+        if self.root is None:
+            raise NotOnS3("mlflow-artifacts" if self.known else "mlflow-artifacts, destination not known")
+        segments = path.strip("/").split("/")
+        scoped = segments[0] == WORKSPACES_FOLDER and len(segments) > 1
+        if scoped and segments[1] != workspace:
+            raise UnreadableUri(f"{path!r} lies in another workspace than {workspace!r}")
+        if workspace != DEFAULT_WORKSPACE and not scoped:
+            segments = [WORKSPACES_FOLDER, workspace, *segments]
+        key = self.root.prefix + "/".join(segments)
+        return Location.checked(path, self.root.bucket, key)
+
+    def every_reading(self, path: str, workspace: str) -> tuple[Location, ...]:
+        """All that some reader could take ``path`` for: raw and percent-decoded, in its workspace or as it is.
+
+        For references only: HTTP clients decode the path, readers inside the server do not, and a row that was moved
+        into a workspace keeps its old path.
+        """
+        if self.root is None:
+            return ()
+        readings: list[Location] = []
+        for text in dict.fromkeys((path, unquote(path))):
+            for scope in dict.fromkeys(("", f"{WORKSPACES_FOLDER}/{workspace}/")):
+                location = Location.checked(path, self.root.bucket, self.root.prefix + scope + text.strip("/"))
+                readings.append(location)
+        return tuple(dict.fromkeys(readings))
+
+
+def proxied_path(uri: str) -> str | None:
+    """The path below the artifact proxy that ``uri`` names, or None when the proxy does not serve such a URI.
+
+    The host is ignored and nothing is unquoted, as in ``_get_proxied_run_artifact_destination_path`` of
+    ``mlflow.server.handlers``.
+
+    Raises:
+        UnreadableUri: not a URI.
+    """
+    parsed = _split(uri)
+    if parsed.scheme == "mlflow-artifacts":
+        return parsed.path.lstrip("/")
+    if parsed.scheme in ("http", "https") and _PROXY_ROUTE in parsed.path:
+        return parsed.path.split(_PROXY_ROUTE)[1].lstrip("/")
+    return None
+
+
+def proxied_host(uri: str) -> str | None:
+    """The host that a proxied URI names (perhaps another server's), or None where it names none.
+
+    Raises:
+        UnreadableUri: not a URI.
+    """
+    return None if proxied_path(uri) is None else _split(uri).netloc.rpartition("@")[2] or None
+
+
+def _split(uri: str) -> ParseResult:
+    try:
+        return urlparse(uri)
+    except ValueError as error:
+        raise UnreadableUri(f"{uri!r} is not a URI: {error}") from error

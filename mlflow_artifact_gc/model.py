@@ -1,0 +1,292 @@
+"""The values that the rooms hand to each other. Pure: no I/O, no clock, no settings.
+
+Times are milliseconds since the epoch (``_ms``), as MLflow's own columns are; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Location
+
+
+class EntityKind(StrEnum):
+    """The MLflow things that own artifacts."""
+
+    RUN = "run"
+    LOGGED_MODEL = "logged_model"
+    TRACE = "trace"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entity:
+    """A run, logged model or trace."""
+
+    kind: EntityKind
+    id: str
+    experiment_id: str
+    workspace: str = DEFAULT_WORKSPACE
+
+    def __str__(self) -> str:
+        return f"{self.kind.value.replace('_', ' ')} {self.id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tombstone:
+    """A soft-deleted entity and the URI that its row holds.
+
+    ``deleted_ms`` is MLflow's own date; None where the row has none (deleted before MLflow kept it).
+    ``experiment_uri`` is its experiment's ``artifact_location``.
+    """
+
+    entity: Entity
+    uri: str
+    deleted_ms: int | None
+    experiment_uri: str = ""
+
+
+class Strength(StrEnum):
+    """How far a reference reaches, beside the id rule."""
+
+    NAMES = "names"
+    """Protects what it contains and what contains it."""
+    AREA = "area"
+    """An experiment's location or a root: protects only what contains it, never what lies beneath."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A row's text that may point at artifacts.
+
+    ``holder`` reads as in ``registered model churn, version 7 (@champion), storage_location``.
+    """
+
+    holder: str
+    text: str
+    strength: Strength = Strength.NAMES
+    workspace: str = DEFAULT_WORKSPACE
+    live: bool = True
+    """False for a tombstone: it protects what overlaps it as long as its row is there."""
+
+
+class Verdict(StrEnum):
+    """What a plan says of a location."""
+
+    SWEEP = "sweep"
+    KEEP = "keep"
+
+
+class Reason(StrEnum):
+    """Why: each decision has exactly one."""
+
+    DUE = "due"
+    GRACE = "grace"
+    UNDATED = "undated"
+    PROTECTED = "protected"
+    NESTED = "nested"
+    SWEPT_BEFORE = "swept-before"
+    NOT_ON_S3 = "not-on-s3"
+    OTHER_SERVER = "other-server"
+    UNREADABLE = "unreadable"
+    LAYOUT = "layout"
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.SWEEP if self is Reason.DUE else Verdict.KEEP
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Reason.DUE: "deleted in MLflow and past its grace period",
+    Reason.GRACE: "still in its grace period",
+    Reason.UNDATED: "its row says not when it was deleted (--include-undated, or name its id)",
+    Reason.PROTECTED: "something live needs it",
+    Reason.NESTED: "it contains, or lies in, the location of another deleted entity whose row is still there",
+    Reason.SWEPT_BEFORE: "already swept",
+    Reason.NOT_ON_S3: "its artifacts are not on S3",
+    Reason.OTHER_SERVER: "its URI names a host: perhaps another server's artifacts",
+    Reason.UNREADABLE: "its URI names no bucket and key",
+    Reason.LAYOUT: "its URI has not the shape that MLflow gives to such artifacts",
+}
+
+
+class Action(StrEnum):
+    """What a sweep does to a location."""
+
+    PURGE = "purge"
+    HIDE = "hide"
+    TAG = "tag"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """One line of a plan: what happens to an entity's location, and the one reason why.
+
+    ``location`` is None where the URI names none. The ``expected_`` fields are None until measured.
+    """
+
+    entity: Entity
+    uri: str
+    location: Location | None
+    deleted_ms: int | None
+    reason: Reason
+    evidence: str = ""
+    root: Location | None = None
+    expected_objects: int | None = None
+    expected_bytes: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.reason.verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The brakes and margins that a plan was made with.
+
+    ``max_share`` is a fraction of the database's entity rows and is asked only where more than
+    ``share_from_locations`` are concerned. ``min_object_age_ms`` 0 switches that check off.
+    """
+
+    max_share: float = 0.5
+    share_from_locations: int = 100
+    max_locations: int | None = None
+    max_objects: int | None = None
+    max_bytes: int | None = None
+    min_object_age_ms: int = 24 * 3_600_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over the lines of a plan; sizes are None where a line that would be swept was not measured."""
+
+    locations: int
+    due: int
+    due_objects: int | None
+    due_bytes: int | None
+    by_reason: tuple[tuple[Reason, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The decision, one line per location. A value: it touches nothing."""
+
+    id: str
+    created_ms: int
+    cutoff_ms: int
+    action: Action
+    database_id: str
+    entity_rows: int
+    limits: Limits = field(default_factory=Limits)
+    unsafe: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def due(self) -> tuple[Decision, ...]:
+        return tuple(line for line in self.decisions if line.reason is Reason.DUE)
+
+    @property
+    def totals(self) -> Totals:
+        due = self.due
+        objects = [line.expected_objects for line in due]
+        sizes = [line.expected_bytes for line in due]
+        counts = Counter(line.reason for line in self.decisions)
+        return Totals(
+            locations=len(self.decisions),
+            due=len(due),
+            due_objects=sum(n for n in objects if n is not None) if None not in objects else None,
+            due_bytes=sum(n for n in sizes if n is not None) if None not in sizes else None,
+            by_reason=tuple((reason, counts[reason]) for reason in Reason if counts[reason]),
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the header and each line, in their order."""
+        sha = hashlib.sha256()
+        header = [self.id, self.created_ms, self.cutoff_ms, self.action, self.database_id, list(self.unsafe)]
+        sha.update(_canonical([*header, _fields(self.limits)]))
+        for line in self.decisions:
+            place = line.location.uri if line.location else None
+            sha.update(_canonical([line.entity.kind, line.entity.id, place, line.deleted_ms, line.reason]))
+        return sha.hexdigest()
+
+
+def _fields(limits: Limits) -> dict[str, Any]:
+    return {name: getattr(limits, name) for name in Limits.__slots__}
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+class Outcome(StrEnum):
+    """How the sweep of one location ended."""
+
+    SWEPT = "swept"
+    """A listing after the sweep (versions, delete markers, unfinished uploads) was empty."""
+    EMPTY = "empty"
+    """Nothing was there at first sight. Proves nothing about the metadata unless the root was proven."""
+    POSTPONED = "postponed"
+    """It holds something younger than the minimum age."""
+    PROTECTED = "protected"
+    """At the fence, something live needed it."""
+    RESTORED = "restored"
+    """At the fence or between two batches, the entity was no longer deleted as planned."""
+    BUSY = "busy"
+    """Another process is sweeping it."""
+    FOREIGN = "foreign"
+    """It lies under a root that another tracking database owns."""
+    STOPPED = "stopped"
+    """Not reached, or left half-way: time budget or interrupt."""
+    PAUSED = "paused"
+    """Its bucket or root cannot be worked on now."""
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """Requests were sent, their answers were lost, and a listing could not settle it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """What S3 said of one key, or of one listing (``key`` empty)."""
+
+    key: str
+    code: str
+    message: str = ""
+    version_id: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """What was done to a location. The only source of reports.
+
+    ``deleted_objects`` counts current objects, ``deleted_versions`` noncurrent ones, ``deleted_bytes`` both.
+    ``unknown`` counts keys whose answer was lost and that no listing has settled.
+    """
+
+    decision: Decision
+    outcome: Outcome
+    action: Action = Action.PURGE
+    detail: str = ""
+    deleted_objects: int = 0
+    deleted_versions: int = 0
+    deleted_markers: int = 0
+    deleted_bytes: int = 0
+    aborted_uploads: int = 0
+    failures: tuple[Failure, ...] = ()
+    unknown: int = 0
+    root_proven: bool = False
+    metadata_deleted: bool = False
+
+    @property
+    def verified(self) -> bool:
+        """Whether the entity's row may go: its location is proven to be empty, and to be the right one."""
+        return self.outcome is Outcome.SWEPT or (self.outcome is Outcome.EMPTY and self.root_proven)

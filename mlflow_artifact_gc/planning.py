@@ -1,0 +1,251 @@
+"""Makes the plan: a value with one decision a location. Touches nothing; and says how its locations are listed."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mlflow_artifact_gc.errors import ReferencesIncomplete, UnreadableUri
+from mlflow_artifact_gc.locations import Destination, Location, proxied_path
+from mlflow_artifact_gc.model import Decision, EntityKind, Plan, Reason, Reference, Tombstone
+from mlflow_artifact_gc.policy import Circumstances, Place, Scope, decide, place_of, root_of
+from mlflow_artifact_gc.protection import Candidate, Protection, cores
+
+_ID_HEAD: Final = re.compile(r"(?:[a-z]{1,3}-)?")
+_PARTITION: Final = 64
+"""Locations that one listing of a part of their parent may cover: at 20 objects each, a little more than a page."""
+_DENSE_FROM: Final = 32
+_DENSE_SHARE: Final = 0.25
+"""From this share of its parent's entities on, a listing of the parent is cheaper than one per location."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What was read, and read in this order: tombstones first, references after."""
+
+    tombstones: Sequence[Tombstone]
+    references: Sequence[Reference]
+    owners: Mapping[str, str]
+    destination: Destination
+    swept_ms: Mapping[Location, int | None]
+    """Locations that were swept, and the date of the tombstone that they were swept for."""
+
+
+def ids_in_places(tombstones: Iterable[Tombstone]) -> set[str]:
+    """Ids of other entities that the URIs may hold: whoever owns one of them, its artifacts lie around."""
+    return {segment for tombstone in tombstones for segment in _other_ids(tombstone)}
+
+
+def _other_ids(tombstone: Tombstone) -> set[str]:
+    found: set[str] = set()
+    for segment in tombstone.uri.split("/"):
+        if segment and segment != tombstone.entity.id:
+            found.add(segment)
+            found.update(form for core in cores(segment) for form in (core, f"m-{core}", f"tr-{core}"))
+    return found - {tombstone.entity.id}
+
+
+def require_destination(tombstones: Iterable[Tombstone], destination: Destination) -> None:
+    """Raises ReferencesIncomplete where something is proxied and nobody said where the proxy keeps its objects."""
+    if destination.known:
+        return
+    proxied = sum(1 for tombstone in tombstones if _is_proxied(tombstone.uri))
+    if proxied:
+        raise ReferencesIncomplete(
+            f"{proxied:,} deleted entities have proxied artifacts (mlflow-artifacts:), and where the proxy keeps its "
+            "objects is not known: give --artifacts-destination as the server has it"
+        )
+
+
+def _is_proxied(uri: str) -> bool:
+    try:
+        return proxied_path(uri) is not None
+    except UnreadableUri:
+        return False
+
+
+def decisions(
+    facts: Facts, scope: Scope, *, cutoff_ms: int, include_undated: bool, again: bool
+) -> tuple[Decision, ...]:
+    """One decision for each tombstone in ``scope``.
+
+    Args:
+        cutoff_ms: tombstones of a later date are kept.
+        include_undated: take those without a date too; those that ``scope`` names by id are taken anyway.
+        again: take what was swept before too, to delete its metadata.
+    """
+    require_destination(facts.tombstones, facts.destination)
+    chosen = [tombstone for tombstone in facts.tombstones if scope.covers(tombstone.entity)]
+    places = [place_of(tombstone, facts.destination) for tombstone in chosen]
+    shields = _shields(chosen, places, facts)
+    made: list[Decision] = []
+    for index, (tombstone, place) in enumerate(zip(chosen, places, strict=True)):
+        protected_by, nested_with = shields.get(index, ("", ""))
+        found = Circumstances(
+            protected_by=protected_by,
+            nested_with=nested_with or _owner_around(tombstone, facts.owners),
+            swept_before=not again and _swept(tombstone, place, facts.swept_ms),
+            take_undated=include_undated or scope.names(tombstone.entity),
+        )
+        reason, evidence = decide(tombstone, place, found, cutoff_ms)
+        made.append(_decision(tombstone, place, reason, evidence, facts.destination))
+    return tuple(made)
+
+
+def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts) -> dict[int, tuple[str, str]]:
+    """For each protected position: the first live holder, and the first deleted one."""
+    positions = [index for index, place in enumerate(places) if place.location]
+    candidates = [
+        Candidate(chosen[index].entity.id, location)
+        for index in positions
+        if (location := places[index].location) is not None
+    ]
+    protection = Protection(candidates, facts.destination)
+    shields: dict[int, tuple[str, str]] = {}
+    for reference in facts.references:
+        for hit in protection.protected_by(reference):
+            live, deleted = shields.get(positions[hit], ("", ""))
+            if reference.live:
+                live = live or reference.holder
+            else:
+                deleted = deleted or reference.holder
+            shields[positions[hit]] = (live, deleted)
+    return shields
+
+
+def _owner_around(tombstone: Tombstone, owners: Mapping[str, str]) -> str:
+    return next((owners[id_] for id_ in sorted(_other_ids(tombstone)) if id_ in owners), "") if owners else ""
+
+
+def _swept(tombstone: Tombstone, place: Place, swept_ms: Mapping[Location, int | None]) -> bool:
+    # Restored and deleted again: a later date than the one it was swept for makes it a new tombstone.
+    if place.location is None or place.location not in swept_ms:
+        return False
+    before = swept_ms[place.location]
+    return tombstone.deleted_ms == before or (
+        tombstone.deleted_ms is not None and before is not None and tombstone.deleted_ms <= before
+    )
+
+
+def _decision(tombstone: Tombstone, place: Place, reason: Reason, evidence: str, destination: Destination) -> Decision:
+    location = place.location
+    return Decision(
+        entity=tombstone.entity,
+        uri=tombstone.uri,
+        location=location,
+        deleted_ms=tombstone.deleted_ms,
+        reason=reason,
+        evidence=evidence,
+        root=root_of(location, tombstone, destination) if location else None,
+    )
+
+
+def measured(plan: Plan, sizes: Mapping[Location, tuple[int, int]]) -> Plan:
+    """``plan`` with the objects and bytes of each location in ``sizes``."""
+    return replace(plan, decisions=tuple(_sized(line, sizes) for line in plan.decisions))
+
+
+def _sized(line: Decision, sizes: Mapping[Location, tuple[int, int]]) -> Decision:
+    if line.location is None or line.location not in sizes:
+        return line
+    objects, size_bytes = sizes[line.location]
+    return replace(line, expected_objects=objects, expected_bytes=size_bytes)
+
+
+# How to list
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListingTask:
+    """One listing that covers some locations: of ``prefix``, which is a location's own or a part of its parent."""
+
+    bucket: str
+    prefix: str
+    locations: tuple[Location, ...]
+
+    def apart(self) -> tuple[ListingTask, ...]:
+        """The same locations, each with a listing of its own."""
+        return tuple(_alone(location) for location in self.locations)
+
+    def only(self, locations: Sequence[Location]) -> ListingTask:
+        """The same listing for fewer locations."""
+        return _alone(locations[0]) if len(locations) == 1 else replace(self, locations=tuple(locations))
+
+    def owner_of(self) -> Callable[[str], Location | None]:
+        """Tells which location a listed key belongs to, if any, whatever order the server lists in."""
+        if len(self.locations) == 1:
+            only = self.locations[0]
+            return lambda key: only if key.startswith(only.prefix) else None
+        start = len(self.locations[0].parent(2).prefix)
+        by_id = {location.prefix[start:].partition("/")[0]: location for location in self.locations}
+
+        def owner(key: str) -> Location | None:
+            location = by_id.get(key[start:].partition("/")[0])
+            return location if location and key.startswith(location.prefix) else None
+
+        return owner
+
+
+def dense_parents(lines: Iterable[Decision], rows: Mapping[tuple[EntityKind, str], int]) -> frozenset[Location]:
+    """The parents of which so many entities are due that listing the parent is cheaper than listing each location.
+
+    Args:
+        lines: what is due.
+        rows: how many entities of a kind each experiment has.
+    """
+    due: defaultdict[Location, int] = defaultdict(int)
+    total: dict[Location, int] = {}
+    for line in lines:
+        if line.location:
+            parent = line.location.parent(2)
+            due[parent] += 1
+            total[parent] = rows.get((line.entity.kind, line.entity.experiment_id), 0)
+    return frozenset(
+        parent for parent, count in due.items() if count >= _DENSE_FROM and count >= _DENSE_SHARE * total[parent]
+    )
+
+
+def listing_tasks(locations: Sequence[Location], dense: frozenset[Location]) -> tuple[ListingTask, ...]:
+    """Cover each location by exactly one listing: parts of dense parents, and the others one by one."""
+    by_parent: defaultdict[Location, list[Location]] = defaultdict(list)
+    tasks: list[ListingTask] = []
+    for location in locations:
+        parent = location.parent(2)
+        if parent in dense:
+            by_parent[parent].append(location)
+        else:
+            tasks.append(_alone(location))
+    for parent, children in by_parent.items():
+        tasks += _partition(parent, children)
+    return tuple(tasks)
+
+
+def _alone(location: Location) -> ListingTask:
+    return ListingTask(bucket=location.bucket, prefix=location.prefix, locations=(location,))
+
+
+def _partition(parent: Location, children: Sequence[Location]) -> list[ListingTask]:
+    """Parts of ``parent`` by the first characters of the ids, so that each covers a page or so."""
+
+    def start(length: int) -> Callable[[Location], str]:
+        def of(child: Location) -> str:
+            id_ = child.prefix[len(parent.prefix) :].partition("/")[0]
+            head = _ID_HEAD.match(id_)
+            return parent.prefix + id_[: (head.end() if head else 0) + length]
+
+        return of
+
+    # At least one character of the id: so a parent's other folders (models/, traces/) stay outside.
+    for length in range(1, 9):
+        groups: defaultdict[str, list[Location]] = defaultdict(list)
+        for child in children:
+            groups[start(length)(child)].append(child)
+        if max(map(len, groups.values())) <= _PARTITION:
+            break
+    return [
+        ListingTask(bucket=parent.bucket, prefix=prefix, locations=tuple(group)) if len(group) > 1 else _alone(group[0])
+        for prefix, group in groups.items()
+    ]

@@ -1,0 +1,161 @@
+"""Keep or sweep, and the one reason why. Pure, short, and the heart of it: a case and a test for each reason."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from mlflow_artifact_gc.errors import NotOnS3, Refused, UnreadableUri
+from mlflow_artifact_gc.locations import WORKSPACES_FOLDER, Destination, Location, proxied_host
+from mlflow_artifact_gc.model import Entity, EntityKind, Plan, Reason, Tombstone
+from mlflow_artifact_gc.quantities import show_count, show_size
+
+_SHAPES: Final = {
+    EntityKind.RUN: ("{id}", "artifacts"),
+    EntityKind.LOGGED_MODEL: ("models", "{id}", "artifacts"),
+    EntityKind.TRACE: ("traces", "{id}", "artifacts"),
+}
+"""How MLflow ends the URIs of its entities (sqlalchemy_store.py, every version from 2.0 on). Only such a prefix is
+swept: it cannot be an experiment's, a root's or a truncated one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scope:
+    """Which tombstones a command may touch. Empty tuples and None: all."""
+
+    run_ids: tuple[str, ...] = ()
+    experiment_ids: tuple[str, ...] = ()
+    logged_model_ids: tuple[str, ...] = ()
+    workspace: str | None = None
+
+    @property
+    def by_id(self) -> bool:
+        return bool(self.run_ids or self.experiment_ids or self.logged_model_ids)
+
+    def covers(self, entity: Entity) -> bool:
+        if self.workspace is not None and entity.workspace != self.workspace:
+            return False
+        return not self.by_id or self.names(entity) or entity.experiment_id in self.experiment_ids
+
+    def covers_experiment(self, experiment_id: str, workspace: str) -> bool:
+        """Whether the experiment's own row may go: not where only runs or models were named."""
+        if self.workspace is not None and workspace != self.workspace:
+            return False
+        return not self.by_id or experiment_id in self.experiment_ids
+
+    def names(self, entity: Entity) -> bool:
+        """Whether the entity itself, not only its experiment, was named."""
+        ids = {EntityKind.RUN: self.run_ids, EntityKind.LOGGED_MODEL: self.logged_model_ids}
+        return entity.id in ids.get(entity.kind, ())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a tombstone's artifacts lie, or why that cannot be said: one of ``location`` and ``problem`` is set."""
+
+    location: Location | None = None
+    problem: Reason | None = None
+    evidence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Circumstances:
+    """What ``decide`` must know beside the tombstone; each string names what was found, empty if nothing was."""
+
+    protected_by: str = ""
+    nested_with: str = ""
+    swept_before: bool = False
+    take_undated: bool = False
+
+
+def place_of(tombstone: Tombstone, destination: Destination) -> Place:
+    """The location of a tombstone, if its URI has the shape that MLflow gives to such artifacts."""
+    if tombstone.uri.partition(":")[0].lower() in ("s3a", "s3n"):
+        return Place(problem=Reason.NOT_ON_S3, evidence="MLflow writes to s3: only")
+    try:
+        if host := proxied_host(tombstone.uri):
+            return Place(problem=Reason.OTHER_SERVER, evidence=host)
+        location = Location.parse(tombstone.uri, destination, tombstone.entity.workspace)
+    except NotOnS3 as error:
+        return Place(problem=Reason.NOT_ON_S3, evidence=str(error))
+    except UnreadableUri as error:
+        return Place(problem=Reason.UNREADABLE, evidence=str(error))
+    shape = tuple(part.format(id=tombstone.entity.id) for part in _SHAPES[tombstone.entity.kind])
+    if "/" in tombstone.entity.id or tuple(location.prefix.split("/")[:-1][-len(shape) :]) != shape:
+        return Place(problem=Reason.LAYOUT, evidence=f"expected …/{'/'.join(shape)}/, found {location.uri}")
+    return Place(location=location)
+
+
+def decide(  # noqa: PLR0911 - one return a reason is what makes it readable
+    tombstone: Tombstone, place: Place, found: Circumstances, cutoff_ms: int
+) -> tuple[Reason, str]:
+    """Keep or sweep a tombstone, and the evidence. What is not known keeps it."""
+    if place.location is None:
+        return place.problem or Reason.UNREADABLE, place.evidence
+    if tombstone.deleted_ms is None and not found.take_undated:
+        return Reason.UNDATED, ""
+    if tombstone.deleted_ms is not None and tombstone.deleted_ms > cutoff_ms:
+        return Reason.GRACE, ""
+    if found.swept_before:
+        return Reason.SWEPT_BEFORE, ""
+    if found.protected_by:
+        return Reason.PROTECTED, found.protected_by
+    if found.nested_with:
+        return Reason.NESTED, found.nested_with
+    return Reason.DUE, ""
+
+
+def root_of(location: Location, tombstone: Tombstone, destination: Destination) -> Location:
+    """The root that a location lies under: the longest known one, else what its experiment's location tells.
+
+    An experiment location that ends in the experiment's id was made by a server from its artifact root
+    (``<root>/<id>`` or ``<root>/workspaces/<name>/<id>``): the root is what is above. A location outside its
+    experiment's is its own parent's.
+    """
+    known = [destination.root] if destination.root else []
+    with suppress(NotOnS3, UnreadableUri):
+        experiment = Location.parse(tombstone.experiment_uri, destination, tombstone.entity.workspace)
+        known.append(_server_root(experiment, tombstone.entity))
+    containing = [root for root in known if root.contains(location)]
+    if containing:
+        return max(containing, key=lambda root: len(root.prefix))
+    return location.parent(len(_SHAPES[tombstone.entity.kind]))
+
+
+def _server_root(experiment: Location, entity: Entity) -> Location:
+    segments = experiment.prefix.split("/")[:-1]
+    if not segments or segments[-1] != entity.experiment_id:
+        return experiment
+    scoped = segments[-3:-1] == [WORKSPACES_FOLDER, entity.workspace]
+    return experiment.parent(3 if scoped else 1)
+
+
+def brakes(plan: Plan) -> list[str]:
+    """Why ``plan`` must not be carried out as it is: a sentence with both numbers and the flag for each brake.
+
+    A limit on objects or bytes that were not measured is a brake that trips.
+    """
+    limits, totals = plan.limits, plan.totals
+    tripped: list[str] = []
+    if totals.due > limits.share_from_locations and totals.due > limits.max_share * plan.entity_rows:
+        tripped.append(
+            f"{totals.due:,} locations are {totals.due / max(plan.entity_rows, 1):.0%} of the database's "
+            f"{plan.entity_rows:,} runs, models and traces, more than --max-share {limits.max_share:g} allows"
+        )
+    if limits.max_locations is not None and totals.due > limits.max_locations:
+        tripped.append(f"{totals.due:,} locations are more than --max-locations {limits.max_locations:,} allows")
+    if limits.max_objects is not None and (totals.due_objects is None or totals.due_objects > limits.max_objects):
+        found = show_count(totals.due_objects)
+        tripped.append(f"{found} objects are more than --max-objects {limits.max_objects:,} allows")
+    if limits.max_bytes is not None and (totals.due_bytes is None or totals.due_bytes > limits.max_bytes):
+        found = show_size(totals.due_bytes)
+        tripped.append(f"{found} are more than --max-bytes {show_size(limits.max_bytes)} allows")
+    return tripped
+
+
+def require_within_brakes(plan: Plan) -> None:
+    """Raises Refused when a brake trips."""
+    tripped = brakes(plan)
+    if tripped:
+        raise Refused("Refused, and nothing was touched: " + "; ".join(tripped) + ". Raise the limit to go on")

@@ -1,0 +1,177 @@
+"""Which candidates a reference protects. Pure, and as wide as it is safe: what is not understood protects.
+
+First the id rule: a text that contains a candidate's id protects it, whatever its scheme, host, bucket or encoding.
+Then containment of the places that the text names. It is a hash join: the candidates are indexed once, and each text
+costs a few look-ups.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from mlflow_artifact_gc.errors import NotOnS3, ReferencesIncomplete, UnreadableUri
+from mlflow_artifact_gc.locations import Destination, Location, proxied_path
+from mlflow_artifact_gc.model import Reference, Strength
+
+_CORE: Final = 32
+_DECODINGS: Final = 3
+_HEX_RUN = re.compile(r"[0-9a-fA-F]{32,}")
+_ID_WITH_CORE = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
+_S3_URI = re.compile(r"s3[an]?:", re.IGNORECASE)
+_S3_ARN = re.compile(r"arn:[^:]*:s3:[^:]*:[^:]*:(?P<rest>.+)", re.IGNORECASE)
+# A reader such as Spark takes these as a pattern: then everything beside the first of them may be meant.
+_PATTERN = re.compile(r"[*?\[{#]")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An entity's id and the location that may be swept."""
+
+    id: str
+    location: Location
+
+
+def cores(text: str) -> set[str]:
+    """Every 32 hexadecimal digits in a row that ``text`` holds, lower case, overlapping ones included.
+
+    MLflow's ids are such digits, of models and traces behind ``m-`` and ``tr-``.
+    """
+    found: set[str] = set()
+    for run in _HEX_RUN.findall(text):
+        lowered = run.lower()
+        found.update(lowered[start : start + _CORE] for start in range(len(lowered) - _CORE + 1))
+    return found
+
+
+def readings(text: str) -> tuple[str, ...]:
+    """``text`` as it is and percent-decoded, as often as that changes it (three times at most)."""
+    found = [text]
+    while len(found) <= _DECODINGS and (decoded := unquote(found[-1])) != found[-1]:
+        found.append(decoded)
+    return tuple(found)
+
+
+class Protection:
+    """The candidates, indexed by id and by place."""
+
+    def __init__(self, candidates: Sequence[Candidate], destination: Destination) -> None:
+        self._candidates = candidates
+        self._destination = destination
+        self._by_core: defaultdict[str, list[int]] = defaultdict(list)
+        self._odd: list[int] = []
+        self._by_bucket: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for index, candidate in enumerate(candidates):
+            if _ID_WITH_CORE.fullmatch(candidate.id):
+                self._by_core[candidate.id[-_CORE:]].append(index)
+            else:
+                self._odd.append(index)
+            self._by_bucket[candidate.location.bucket].append((candidate.location.prefix, index))
+        for places in self._by_bucket.values():
+            places.sort()
+
+    def protected_by(self, reference: Reference) -> set[int]:
+        """The positions of the candidates that ``reference`` protects.
+
+        Raises:
+            ReferencesIncomplete: the text is a proxied URI and nobody has said where the proxy keeps its objects.
+        """
+        hits: set[int] = set()
+        for text in readings(reference.text):
+            hits.update(self._by_id(text))
+        for place in self._places(reference):
+            hits.update(self._all() if place is None else self._by_place(place, reference.strength))
+        return hits
+
+    def _all(self) -> Iterable[int]:
+        return range(len(self._candidates))
+
+    def _by_id(self, text: str) -> Iterator[int]:
+        for core in cores(text):
+            yield from self._by_core.get(core, ())
+        yield from (index for index in self._odd if self._candidates[index].id in text)
+
+    def _by_place(self, place: Location, strength: Strength) -> Iterator[int]:
+        places = self._by_bucket.get(place.bucket, [])
+        for above in place.ancestors():
+            yield from _equal(places, above.prefix)
+        if strength is Strength.NAMES:
+            for prefix, index in places[bisect_left(places, (place.prefix, -1)) :]:
+                if not prefix.startswith(place.prefix):
+                    break
+                yield index
+
+    def _places(self, reference: Reference) -> Iterator[Location | None]:
+        """The places that the text may name; None stands for every place."""
+        text = reference.text.strip()
+        named = _before_pattern(text)
+        try:
+            path = proxied_path(named)
+        except UnreadableUri:
+            path = None
+        if path is not None:
+            yield from self._proxied(path, reference)
+        elif _S3_URI.match(text) or _S3_ARN.match(text):
+            yield from _on_s3(named)
+
+    def _proxied(self, path: str, reference: Reference) -> Iterator[Location | None]:
+        if not self._destination.known:
+            raise ReferencesIncomplete(
+                f"{reference.holder} points at {reference.text!r}, and where the artifact proxy keeps its objects is "
+                "not known: give --artifacts-destination as the server has it (MLflow's own default is ./mlartifacts)"
+            )
+        try:
+            yield from self._destination.every_reading(path, reference.workspace)
+        except UnreadableUri:
+            yield self._destination.root
+
+
+def _equal(places: list[tuple[str, int]], prefix: str) -> Iterator[int]:
+    for found, index in places[bisect_left(places, (prefix, -1)) :]:
+        if found != prefix:
+            break
+        yield index
+
+
+def _before_pattern(text: str) -> str:
+    """``text`` up to the folder in which a pattern begins; MLflow itself drops what follows ``#`` and ``?``."""
+    pattern = _PATTERN.search(text)
+    return text[: pattern.start()].rpartition("/")[0] + "/" if pattern else text
+
+
+def _on_s3(text: str) -> Iterator[Location | None]:
+    arn = _S3_ARN.match(text)
+    uri = f"s3://{arn['rest'].removeprefix('accesspoint/')}" if arn else text
+    try:
+        for reading in readings(uri):
+            yield Location.parse(reading, Destination())
+    except (UnreadableUri, NotOnS3):
+        bucket = re.match(r"s3[an]?://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/|$)", uri, re.IGNORECASE)
+        yield Location(bucket[1], "") if bucket else None
+
+
+def texts_in(document: str) -> tuple[str, ...]:
+    """Every text inside a JSON document; the document itself where it is none."""
+    try:
+        parsed = json.loads(document)
+    except ValueError:
+        return (document,)
+    return tuple(_strings(parsed))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

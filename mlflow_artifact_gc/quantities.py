@@ -1,0 +1,79 @@
+"""Durations, sizes and instants: read from people and shown to people. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+from mlflow_artifact_gc.errors import UsageError
+
+_SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+# mlflow gc's grammar (mlflow/cli: #d#h#m#s in this order, each once, floats allowed, m is minutes) plus weeks.
+_DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d*)?|\.\d+){unit})?" for unit in _SECONDS))
+_KILO: Final = 1000
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[kKmMgGtTpP]?)(?P<binary>i?)[bB]?")
+
+
+def parse_duration(text: str) -> int:
+    """Milliseconds of a duration such as ``7d``, ``1d2h3m4s``, ``1.5h`` or ``2w``.
+
+    Raises:
+        UsageError: not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    parts = {unit: value for unit, value in match.groupdict().items() if value} if match else {}
+    if not parts:
+        raise UsageError(f"{text!r} is not a duration: write for example 7d, 12h, 1d2h3m4s or 2w (m is minutes)")
+    return round(sum(float(value) * _SECONDS[unit] for unit, value in parts.items()) * 1000)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``500``, ``10GB`` (decimal) or ``4GiB`` (binary).
+
+    Raises:
+        UsageError: not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a size: write for example 500MB, 10GB or 4GiB")
+    base = 1024 if match["binary"] else 1000
+    power = " kmgtp".index(match["prefix"].lower() or " ")
+    return round(float(match["number"]) * float(base) ** power)
+
+
+def show_duration(duration_ms: int) -> str:
+    """As ``parse_duration`` reads it: ``7d``, ``1d12h``, ``0s``."""
+    rest, shown = abs(duration_ms) // 1000, ""
+    for unit in ("d", "h", "m", "s"):
+        count, rest = divmod(rest, _SECONDS[unit])
+        shown += f"{count}{unit}" if count else ""
+    return shown or "0s"
+
+
+def show_size(size_bytes: int | None) -> str:
+    """In decimal units, as S3 bills are counted, with three digits."""
+    if size_bytes is None:
+        return "?"
+    if size_bytes < _KILO:
+        return f"{size_bytes} B"
+    number, units = float(size_bytes), iter(_UNITS)
+    unit = next(units)
+    while float(f"{number:.3g}") >= _KILO and unit != _UNITS[-1]:
+        number, unit = number / _KILO, next(units)
+    # Not as %g does it: 1e+03 is no number for people.
+    digits = 2 if number < _KILO / 100 else 1 if number < _KILO / 10 else 0
+    return f"{number:.{digits}f} {unit}"
+
+
+def show_count(count: int | None) -> str:
+    """With thousands separated; ``?`` where it was not measured."""
+    return "?" if count is None else f"{count:,}"
+
+
+def show_instant(instant_ms: int | None) -> str:
+    """To the second, in UTC: ``2026-11-22 03:19:39Z``."""
+    if instant_ms is None:
+        return "unknown"
+    return datetime.fromtimestamp(instant_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
