@@ -1,0 +1,1 @@
+"""One file per revision, ``NNNN_verb_object.py``: up and down, never edited after a release."""

@@ -1,0 +1,58 @@
+"""Settings from the environment, and how they meet the site's. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mlflow_artifact_gc.errors import UsageError
+from mlflow_artifact_gc.quantities import parse_duration, parse_size
+
+PREFIX = "MLFLOW_ARTIFACT_GC_"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """``MLFLOW_ARTIFACT_GC_*``, each None where it is not set; and the whole environment, for S3's own variables."""
+
+    environ: Mapping[str, str]
+    grace_ms: int | None = None
+    min_object_age_ms: int | None = None
+    concurrency: int | None = None
+    max_bytes: int | None = None
+    max_objects: int | None = None
+    max_share: float | None = None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Raises UsageError for a value that cannot be read."""
+        found = os.environ if environ is None else environ
+        return cls(
+            environ=found,
+            grace_ms=_read(found, "GRACE", parse_duration),
+            min_object_age_ms=_read(found, "MIN_OBJECT_AGE", parse_duration),
+            concurrency=_read(found, "CONCURRENCY", int),
+            max_bytes=_read(found, "MAX_BYTES", parse_size),
+            max_objects=_read(found, "MAX_OBJECTS", int),
+            max_share=_read(found, "MAX_SHARE", float),
+        )
+
+
+def _read(environ: Mapping[str, str], name: str, parse: Callable[[str], _T]) -> _T | None:
+    text = environ.get(PREFIX + name)
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"{PREFIX}{name}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{PREFIX}{name}={text!r} is not a number") from error
+
+
+def never_below(site_ms: int, *others_ms: int | None) -> int:
+    """The site's margin, or a longer one: a process's environment may add to it and never take from it."""
+    return max([site_ms, *(other for other in others_ms if other is not None)])

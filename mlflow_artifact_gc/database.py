@@ -1,0 +1,221 @@
+"""A way into MLflow's database that is our own: engines, clocks, fingerprints and clear errors.
+
+Never an MLflow store: building one migrates a production schema unasked, and its queries hide other workspaces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from mlflow_artifact_gc.errors import DatabaseUnusable
+
+_T = TypeVar("_T")
+
+SUPPORTED: Final = ("sqlite", "postgresql")
+_WRITE: Final = "artifact_gc_write"
+_TRIES: Final = 3
+_REQUIRED: Final = {
+    "experiments": {"experiment_id", "artifact_location", "lifecycle_stage", "last_update_time"},
+    "runs": {"run_uuid", "experiment_id", "artifact_uri", "lifecycle_stage", "deleted_time"},
+}
+_CLOCKS: Final = {
+    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    "postgresql": "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+}
+
+
+def open_engine(uri: str) -> Engine:
+    """An engine on ``uri`` with the driver that the user chose; connects once.
+
+    Raises:
+        DatabaseUnusable: not a database URI, a kind that is not supported, no driver, no such database, wrong
+            password. The message never holds the password.
+    """
+    url = _checked_url(uri)
+    try:
+        engine = sa.create_engine(url, pool_size=4, max_overflow=20, pool_pre_ping=True)
+    except ImportError as error:
+        driver = error.name or url.drivername
+        raise DatabaseUnusable(
+            f"The driver {driver!r} for {display(url)} is not installed: install it, or name the one that you have in "
+            f"the URI, as in {url.get_backend_name()}+psycopg2://…"
+        ) from error
+    except (NoSuchModuleError, ArgumentError) as error:
+        raise DatabaseUnusable(f"{display(url)} cannot be opened: {_first_line(error, url)}") from error
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    with reading(engine) as connection:
+        connection.execute(sa.select(sa.literal(1)))
+    return engine
+
+
+def _checked_url(uri: str) -> URL:
+    try:
+        url = make_url(uri)
+    except ArgumentError as error:
+        raise DatabaseUnusable(
+            "The backend store is not a database URI: expected one as 'mlflow server --backend-store-uri' takes it, "
+            "for example sqlite:///mlflow.db or postgresql://user@host/mlflow"
+        ) from error
+    if url.get_backend_name() not in SUPPORTED:
+        raise DatabaseUnusable(
+            f"Databases of the kind {url.get_backend_name()!r} are not supported: expected one of "
+            f"{', '.join(SUPPORTED)} in the URI that MLflow's server uses"
+        )
+    if url.get_backend_name() == "sqlite":
+        _check_sqlite_file(url)
+    return url
+
+
+def _check_sqlite_file(url: URL) -> None:
+    # Connecting would create the file, and an empty database looks like one without anything to protect.
+    database = url.database or ":memory:"
+    if database == ":memory:" or not Path(database.removeprefix("file:").partition("?")[0]).is_file():
+        raise DatabaseUnusable(
+            f"There is no database at {display(url)}: expected the file that MLflow's server uses; give its URI with "
+            "--backend-store-uri, an absolute path with four slashes (sqlite:////var/lib/mlflow.db)"
+        )
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def _connect(dbapi: Any, _record: object) -> None:
+        # The driver's own BEGIN comes late and is never IMMEDIATE: we send ours.
+        dbapi.isolation_level = None
+        dbapi.execute("PRAGMA busy_timeout = 20000")
+        dbapi.execute("PRAGMA foreign_keys = ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A write transaction that begins by reading can fail at once when another process writes.
+        writes = connection.get_execution_options().get(_WRITE)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction that only reads: one snapshot on PostgreSQL and SQLite. Raises DatabaseUnusable."""
+    with _translated(engine), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # Sets this very connection, until it goes back to the pool.
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One short transaction that writes; committed at the end. Raises DatabaseUnusable."""
+    with _translated(engine), engine.connect() as connection:
+        connection.execution_options(**{_WRITE: True})
+        with connection.begin():
+            yield connection
+
+
+def written(engine: Engine, statements: Callable[[Connection], _T]) -> _T:
+    """Carry out ``statements`` in one short transaction; again where another process made the same row first.
+
+    Raises:
+        DatabaseUnusable: as ``writing`` does.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            with writing(engine) as connection:
+                return statements(connection)
+        except DatabaseUnusable as error:
+            if not tries_left or not isinstance(error.__cause__, IntegrityError):
+                raise
+    raise AssertionError
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise DatabaseUnusable(
+            f"The database {display(engine.url)} answered: {_first_line(error, engine.url)}"
+        ) from error
+
+
+def display(url: URL) -> str:
+    """A database URL without user, password and options: they may hold secrets."""
+    place = f"{url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
+    return f"{url.get_backend_name()}://{place}/{url.database or ''}"
+
+
+def _first_line(error: Exception, url: URL) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    line = (str(origin).strip().splitlines() or [type(error).__name__])[0]
+    secrets = [url.password, *(value for value in url.query.values() if isinstance(value, str))]
+    for secret in filter(None, secrets):
+        line = line.replace(secret, "***")
+    return re.sub(r"\w+(\+\w+)?://\S+", "…", line)
+
+
+def clock_ms(connection: Connection) -> int:
+    """The database server's clock: the only one that all our processes share."""
+    return int(connection.exec_driver_sql(_CLOCKS[connection.dialect.name]).scalar_one())
+
+
+def fingerprint(connection: Connection) -> str:
+    """Names the database server and the database in it, however it is reached; differs for a clone elsewhere.
+
+    PostgreSQL's system identifier, database and schema; SQLite's resolved path.
+    """
+    if connection.dialect.name == "sqlite":
+        files = {row[1]: row[2] for row in connection.exec_driver_sql("PRAGMA database_list")}
+        return f"sqlite:{Path(files['main']).resolve()}"
+    query = "SELECT system_identifier, current_database(), current_schema() FROM pg_control_system()"
+    identifier, database, schema = connection.exec_driver_sql(query).one()
+    return f"postgresql:{identifier}/{database}/{schema}"
+
+
+def columns(connection: Connection, table: str) -> frozenset[str]:
+    """The columns of a table of MLflow's, empty where this version of MLflow has no such table."""
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(table):
+        return frozenset()
+    return frozenset(column["name"] for column in inspector.get_columns(table))
+
+
+def require_mlflow(connection: Connection) -> None:
+    """Raises DatabaseUnusable unless MLflow has set this database up, in a way that its installed version knows."""
+    where = display(connection.engine.url)
+    found = {table: columns(connection, table) for table in (*_REQUIRED, "alembic_version")}
+    if not all(found.values()):
+        raise DatabaseUnusable(
+            f"MLflow has not set up {where}: its tables are absent. Start 'mlflow server' on it once, or run "
+            "'mlflow db upgrade' with its URI"
+        )
+    missing = [f"{table}.{name}" for table, needed in _REQUIRED.items() for name in sorted(needed - found[table])]
+    if missing:
+        raise DatabaseUnusable(
+            f"MLflow's tables in {where} lack {', '.join(missing)}: they are older than MLflow 2.0. Run "
+            "'mlflow db upgrade' with its URI"
+        )
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    known = _installed_revisions()
+    if known and revision not in known:
+        raise DatabaseUnusable(
+            f"MLflow's tables in {where} are newer (revision {revision}) than the MLflow installed here: install the "
+            "version of MLflow that the server runs, so that nothing it stores is overlooked"
+        )
+
+
+def _installed_revisions() -> frozenset[str]:
+    # MLflow names its migrations <revision>_<what>.py; find_spec does not import it, which would take seconds.
+    spec = importlib.util.find_spec("mlflow")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    folder = Path(spec.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
+    return frozenset(file.name.partition("_")[0] for file in folder.glob("*_*.py") if not file.name.startswith("__"))

@@ -1,0 +1,386 @@
+"""Every statement on our own tables. Nothing else writes them, and no transaction here outlives a few statements."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from mlflow_artifact_gc import processes
+from mlflow_artifact_gc.locations import Location
+from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.tables import intents, plans, roots, site
+
+_DETAIL: Final = 1000
+_IN_LIMIT: Final = 500
+
+
+class State(StrEnum):
+    """The states of an intent. Protected is not one: the plan says so."""
+
+    PENDING = "pending"
+    CLAIMED = "claimed"
+    SWEEPING = "sweeping"
+    WAITING = "waiting"
+    SWEPT = "swept"
+    CLOSED = "closed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Models(StrEnum):
+    """When a logged model goes that nobody deleted by itself."""
+
+    KEEP = "keep"
+    FOLLOW_RUN = "follow-run"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """The site's settings. ``action`` None: nobody said; ``registry_fingerprint`` None: the registry is not known."""
+
+    database_id: str
+    database_fingerprint: str
+    switched_on_ms: int
+    grace_ms: int
+    min_object_age_ms: int
+    orphan_quarantine_ms: int
+    action: Action | None = None
+    models: Models = Models.KEEP
+    artifacts_destination: str | None = None
+    registry_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Root:
+    """What we know of a root. ``marker_epoch`` is the last epoch that is known to stand in its marker object."""
+
+    location: Location
+    epoch: int
+    marker_epoch: int
+    proven_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """Which locations a process got, and which are being swept by another."""
+
+    mine: frozenset[Location]
+    busy: Mapping[Location, str]
+
+
+def actor() -> str:
+    """Who writes into the journal, for people: the host's name."""
+    return socket.gethostname()[:200]
+
+
+def sha256(location: Location) -> str:
+    """The key of a location's rows."""
+    return hashlib.sha256(f"{location.bucket}\n{location.prefix}".encode()).hexdigest()
+
+
+# The site
+
+
+def read_site(connection: Connection) -> Site | None:
+    """The settings, or None before the first ``init``."""
+    row = connection.execute(sa.select(site)).mappings().one_or_none()
+    if row is None:
+        return None
+    values = {name: row[name] for name in Site.__slots__}
+    action = Action(values["action"]) if values["action"] else None
+    return Site(**{**values, "action": action, "models": Models(values["models"])})
+
+
+def write_site(connection: Connection, settings: Site, now_ms: int) -> None:
+    """Store the settings in place of what is there."""
+    values = {**asdict(settings), "updated_ms": now_ms}
+    if read_site(connection) is None:
+        connection.execute(site.insert().values(id=1, **values))
+    else:
+        connection.execute(site.update().values(**values))
+
+
+# Roots
+
+
+def read_root(connection: Connection, location: Location) -> Root | None:
+    """The row of a root, or None where nothing was swept under it."""
+    row = connection.execute(sa.select(roots).where(roots.c.uri_sha256 == sha256(location))).mappings().one_or_none()
+    if row is None:
+        return None
+    return Root(location=location, epoch=row["epoch"], marker_epoch=row["marker_epoch"], proven_ms=row["proven_ms"])
+
+
+def known_roots(connection: Connection) -> list[tuple[str, str]]:
+    """URI and endpoint of every root that was swept under."""
+    return [(row.uri, row.endpoint) for row in connection.execute(sa.select(roots.c.uri, roots.c.endpoint))]
+
+
+def see_root(connection: Connection, location: Location, *, source: str, endpoint: str, now_ms: int) -> Root:
+    """The row of a root; made where there is none."""
+    seen = {"last_seen_ms": now_ms, "endpoint": endpoint}
+    updated = connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(**seen))
+    if not updated.rowcount:
+        fresh = {"uri_sha256": sha256(location), "uri": location.uri, "source": source, "first_seen_ms": now_ms}
+        connection.execute(roots.insert().values(**fresh, **seen, epoch=0, marker_epoch=0))
+    found = read_root(connection, location)
+    if found is None:
+        raise AssertionError(location)
+    return found
+
+
+def raise_epoch(connection: Connection, location: Location, *, at_least: int = 0) -> int:
+    """The root's next epoch, above ``at_least``. To be committed before it is put into the marker object."""
+    current = connection.execute(
+        sa.select(roots.c.epoch).where(roots.c.uri_sha256 == sha256(location)).with_for_update()
+    ).scalar_one()
+    epoch = max(int(current), at_least) + 1
+    connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(epoch=epoch))
+    return epoch
+
+
+def marker_written(connection: Connection, location: Location, epoch: int) -> None:
+    """Note that the marker object holds ``epoch`` now."""
+    higher = sa.and_(roots.c.uri_sha256 == sha256(location), roots.c.marker_epoch < epoch)
+    connection.execute(roots.update().where(higher).values(marker_epoch=epoch))
+
+
+def root_proven(connection: Connection, location: Location, now_ms: int) -> None:
+    """Note that an object of a row of ours was found under the root."""
+    connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(proven_ms=now_ms))
+
+
+# Intents
+
+
+def swept(connection: Connection) -> dict[Location, int | None]:
+    """Locations that were swept, and the date of the tombstone that they were swept for."""
+    query = sa.select(intents.c.bucket, intents.c.prefix, intents.c.deleted_ms).where(
+        intents.c.state.in_((State.SWEPT, State.CLOSED))
+    )
+    return {Location(bucket, prefix): deleted_ms for bucket, prefix, deleted_ms in connection.execute(query)}
+
+
+def claim(
+    connection: Connection, lines: Sequence[Decision], *, owner: str, plan_id: str, now_ms: int, until_ms: int
+) -> Claim:
+    """Claim the locations of ``lines`` by compare-and-set: into ``sweeping``, in the order of their ids.
+
+    A location is busy while another process's claim on it has not run out. Rows are made for new locations; two
+    processes that make the same row at once meet in its unique key (IntegrityError: claim again).
+    """
+    wanted = {sha256(line.location): line for line in lines if line.location is not None}
+    found = _intent_rows(connection, list(wanted))
+    fresh = [_new_intent(line, now_ms) for key, line in sorted(wanted.items()) if key not in found]
+    if fresh:
+        connection.execute(intents.insert(), fresh)
+        found = _intent_rows(connection, list(wanted))
+    busy = {
+        Location(row["bucket"], row["prefix"]): row["claimed_by"]
+        for row in found.values()
+        if _is_claimed(row, owner, now_ms)
+    }
+    mine = {key: line for key, line in wanted.items() if line.location not in busy}
+    if mine:
+        _take(connection, found, mine, owner=owner, plan_id=plan_id, now_ms=now_ms, until_ms=until_ms)
+    return Claim(mine=frozenset(line.location for line in mine.values() if line.location), busy=busy)
+
+
+def _is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
+    holder = row["claimed_by"]
+    if holder in (None, owner) or (row["claimed_until_ms"] or 0) <= now_ms:
+        return False
+    return not processes.is_dead(holder)
+
+
+def claimed_for_ms(connection: Connection, lines: Sequence[Decision], now_ms: int) -> int:
+    """How long it takes at most until the claims on ``lines`` have run out, if nobody renews them."""
+    ends = [0]
+    keys = [sha256(line.location) for line in lines if line.location]
+    for start in range(0, len(keys), _IN_LIMIT):
+        mine = intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT])
+        found = connection.execute(sa.select(sa.func.max(intents.c.claimed_until_ms)).where(mine)).scalar()
+        ends.append(int(found or 0) - now_ms)
+    return max(ends)
+
+
+def _intent_rows(connection: Connection, keys: Sequence[str]) -> dict[str, sa.RowMapping]:
+    query = sa.select(intents).where(intents.c.location_sha256.in_(keys)).order_by(intents.c.id).with_for_update()
+    return {row["location_sha256"]: row for row in connection.execute(query).mappings()}
+
+
+def _take(
+    connection: Connection,
+    found: Mapping[str, sa.RowMapping],
+    mine: Mapping[str, Decision],
+    *,
+    owner: str,
+    plan_id: str,
+    now_ms: int,
+    until_ms: int,
+) -> None:
+    values = {"claimed_by": owner, "claimed_until_ms": until_ms, "plan_id": plan_id}
+    connection.execute(
+        intents.update()
+        .where(intents.c.location_sha256.in_(list(mine)))
+        .values(state=State.SWEEPING, state_ms=now_ms, **values)
+    )
+    moved = [
+        {"key": key, "new_deleted_ms": line.deleted_ms}
+        for key, line in mine.items()
+        if found[key]["deleted_ms"] != line.deleted_ms
+    ]
+    if moved:
+        connection.execute(
+            intents.update()
+            .where(intents.c.location_sha256 == sa.bindparam("key"))
+            .values(deleted_ms=sa.bindparam("new_deleted_ms")),
+            moved,
+        )
+
+
+def _new_intent(line: Decision, now_ms: int) -> dict[str, Any]:
+    location = line.location
+    if location is None:
+        raise AssertionError(line)
+    counts = dict.fromkeys(_COUNTS, 0)
+    return {
+        "location_sha256": sha256(location),
+        "bucket": location.bucket,
+        "prefix": location.prefix,
+        "entity_kind": line.entity.kind,
+        "entity_id": line.entity.id,
+        "experiment_id": line.entity.experiment_id,
+        "workspace": line.entity.workspace,
+        "uri": line.uri,
+        "deleted_ms": line.deleted_ms,
+        "first_seen_ms": now_ms,
+        "state": State.PENDING,
+        "state_ms": now_ms,
+        "attempts": 0,
+        **counts,
+    }
+
+
+_COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
+
+
+def renew(connection: Connection, *, owner: str, until_ms: int) -> int:
+    """Put off the end of all claims of ``owner``; how many there are."""
+    mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
+    return int(connection.execute(intents.update().where(mine).values(claimed_until_ms=until_ms)).rowcount)
+
+
+def _state_after(result: SweepResult) -> State:
+    if result.verified:
+        return State.SWEPT
+    if result.outcome is Outcome.RESTORED:
+        return State.CANCELLED
+    if result.outcome is Outcome.FAILED and not all(failure.retryable for failure in result.failures):
+        return State.FAILED
+    return State.PENDING
+
+
+def record(connection: Connection, results: Iterable[SweepResult], *, owner: str, now_ms: int) -> None:
+    """Write down how each location ended, and give it back. What left the bucket counts even if the claim was lost."""
+    counted = [(result, sha256(result.decision.location)) for result in results if result.decision.location]
+    tried = (Outcome.FAILED, Outcome.UNKNOWN)
+    for result, key in counted:
+        counts = {name: intents.c[name] + getattr(result, name) for name in _COUNTS}
+        connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**counts))
+        state = _state_after(result)
+        connection.execute(
+            intents.update()
+            .where(intents.c.location_sha256 == key, intents.c.claimed_by == owner)
+            .values(
+                state=state,
+                state_ms=now_ms,
+                detail=f"{result.outcome}: {result.detail}"[:_DETAIL],
+                attempts=intents.c.attempts + int(result.outcome in tried),
+                swept_ms=now_ms if state is State.SWEPT else intents.c.swept_ms,
+                claimed_by=None,
+                claimed_until_ms=None,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What the journal holds: how many intents are in each state, and what left the buckets in all."""
+
+    by_state: Mapping[State, int]
+    deleted_objects: int
+    deleted_versions: int
+    deleted_bytes: int
+    aborted_uploads: int
+    failed: Sequence[tuple[str, str, str, str]]
+    """kind, id, location, detail of some that failed."""
+
+
+def summary(connection: Connection, *, examples: int = 20) -> Summary:
+    """Sums over the intents, and the latest ``examples`` of failed ones."""
+    states = connection.execute(sa.select(intents.c.state, sa.func.count()).group_by(intents.c.state))
+    names = ("deleted_objects", "deleted_versions", "deleted_bytes", "aborted_uploads")
+    sums = connection.execute(sa.select(*(sa.func.coalesce(sa.func.sum(intents.c[name]), 0) for name in names))).one()
+    failed = connection.execute(
+        sa.select(intents)
+        .where(intents.c.state == State.FAILED)
+        .order_by(intents.c.state_ms.desc(), intents.c.id)
+        .limit(examples)
+    ).mappings()
+    return Summary(
+        by_state={State(state): count for state, count in states},
+        **{name: int(value) for name, value in zip(names, sums, strict=True)},
+        failed=[
+            (row["entity_kind"], row["entity_id"], Location(row["bucket"], row["prefix"]).uri, row["detail"] or "")
+            for row in failed
+        ],
+    )
+
+
+# Plans
+
+
+def plan_started(connection: Connection, plan: Plan, now_ms: int) -> None:
+    """Note that a plan is being carried out. Without an end that is the trace of a crash."""
+    connection.execute(
+        plans.insert().values(
+            id=plan.id,
+            created_ms=plan.created_ms,
+            started_ms=now_ms,
+            actor=actor(),
+            action=plan.action,
+            cutoff_ms=plan.cutoff_ms,
+            digest=plan.digest,
+            limits=json.dumps(asdict(plan.limits)),
+            unsafe=json.dumps(list(plan.unsafe)),
+            due=len(plan.due),
+        )
+    )
+
+
+def plan_finished(connection: Connection, plan_id: str, outcomes: Mapping[Outcome, int], now_ms: int) -> None:
+    """Note the end of a plan, and how many locations ended how."""
+    counted = json.dumps({outcome.value: count for outcome, count in outcomes.items()})
+    connection.execute(plans.update().where(plans.c.id == plan_id).values(finished_ms=now_ms, outcomes=counted))
+
+
+def last_plan(connection: Connection) -> tuple[int, int | None] | None:
+    """When the latest sweep was started and finished."""
+    row = connection.execute(
+        sa.select(plans.c.started_ms, plans.c.finished_ms).order_by(plans.c.started_ms.desc())
+    ).first()
+    return (row[0], row[1]) if row else None
+
+
+def with_settings(settings: Site, **changes: Any) -> Site:
+    """``settings`` with those ``changes`` that are not None."""
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})

