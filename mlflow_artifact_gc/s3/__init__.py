@@ -1,0 +1,42 @@
+"""S3: listing, deleting, and the marker objects of roots. The only room with boto3.
+
+It lists and deletes what it is told; what may be deleted is decided elsewhere. Every answer is one of three: what was
+done, what was refused (per key where S3 says so), or that it is unknown. Nothing unreadable is taken for emptiness.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_artifact_gc.s3.client import connect, endpoint_name
+from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, DeleteAnswer, abort_upload, delete
+from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
+from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
+from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
+from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client as S3Client
+
+__all__ = [
+    "MARKER_NAME",
+    "MOST_ENTRIES",
+    "PERMISSIONS",
+    "BucketPaused",
+    "DeleteAnswer",
+    "Entry",
+    "Kind",
+    "ListingIncomplete",
+    "Marker",
+    "Permission",
+    "Transient",
+    "Versioning",
+    "abort_upload",
+    "bucket_versioning",
+    "connect",
+    "current",
+    "delete",
+    "endpoint_name",
+    "uploads",
+    "versions",
+]
