@@ -1,0 +1,203 @@
+"""The check just before acting: is this location still ours to sweep, now?
+
+The order is the law: the claim and the row's stage in one transaction, committed; then everything that refers to it,
+read anew; and the stage again before each batch of deletes. No S3 call happens in a transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import database, journal, planning, references
+from mlflow_artifact_gc.errors import DatabaseUnusable
+from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Tombstone
+from mlflow_artifact_gc.policy import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from mlflow_artifact_gc.locations import Destination
+
+LEASE_MS: Final = 60_000
+_RENEWALS: Final = 4
+_MARGIN_S: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """What may be swept now, and how it ended for the others."""
+
+    due: tuple[Decision, ...]
+    rejected: tuple[SweepResult, ...]
+
+
+class Fence:
+    """Claims and checks the lines of one plan, for one process."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        registry: Engine | None,
+        plan: Plan,
+        destination: Destination,
+        models: journal.Models,
+        owner: str,
+        lease_ms: int = LEASE_MS,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._plan = plan
+        self._destination = destination
+        self._follow_run = models is journal.Models.FOLLOW_RUN
+        self._owner = owner
+        self._lease_ms = lease_ms
+        self._valid_until = 0.0
+        self._stop = threading.Event()
+
+    # Claims
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the claims alive in the background as long as the database answers."""
+        self._valid_until = time.monotonic() + self._lease_ms / 1000
+        keeper = threading.Thread(target=self._keep, name="artifact-gc-lease", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            keeper.join()
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._lease_ms / 1000 / _RENEWALS):
+            asked = time.monotonic()
+            try:
+                with database.writing(self._engine) as connection:
+                    until_ms = database.clock_ms(connection) + self._lease_ms
+                    journal.renew(connection, owner=self._owner, until_ms=until_ms)
+            except DatabaseUnusable:
+                continue  # The claims run out by themselves, and `alive` says so before they do.
+            self._valid_until = asked + self._lease_ms / 1000
+
+    @property
+    def alive(self) -> bool:
+        """Whether our claims still hold for some seconds: without that, nothing may be deleted."""
+        return time.monotonic() < self._valid_until - _MARGIN_S
+
+    def admit(self, lines: Sequence[Decision]) -> Admission:
+        """Claim the locations of ``lines`` and check everything again.
+
+        Raises:
+            DatabaseUnusable, ReferencesIncomplete: nothing of ``lines`` may be touched.
+        """
+        claim, tombstones = self._claim(lines)
+        self._valid_until = max(self._valid_until, time.monotonic() + self._lease_ms / 1000)
+        rejected = [
+            ended(line, Outcome.BUSY, f"{claim.busy[line.location]} is sweeping it")
+            for line in lines
+            if line.location is not None and line.location in claim.busy
+        ]
+        mine = [line for line in lines if line.location in claim.mine]
+        still, changed = self._split(mine, tombstones)
+        admission = self._unreferenced(still, tombstones)
+        return Admission(due=admission.due, rejected=(*rejected, *changed, *admission.rejected))
+
+    def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone]]:
+        def statements(connection: Connection) -> tuple[journal.Claim, list[Tombstone]]:
+            now_ms = database.clock_ms(connection)
+            until_ms = now_ms + self._lease_ms
+            claim = journal.claim(
+                connection, lines, owner=self._owner, plan_id=self._plan.id, now_ms=now_ms, until_ms=until_ms
+            )
+            return claim, self._tracking(connection).tombstones(line.entity for line in lines)
+
+        return database.written(self._engine, statements)
+
+    def _tracking(self, connection: Connection) -> references.Tracking:
+        return references.Tracking(connection, models_follow_run=self._follow_run)
+
+    # Checks
+
+    def recheck(self, lines: Sequence[Decision]) -> Admission:
+        """Read stages and references once more: when the last reading is too old to act on."""
+        with database.reading(self._engine) as connection:
+            tombstones = self._tracking(connection).tombstones(line.entity for line in lines)
+        still, changed = self._split(lines, tombstones)
+        admission = self._unreferenced(still, tombstones)
+        return Admission(due=admission.due, rejected=(*changed, *admission.rejected))
+
+    def _unreferenced(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Admission:
+        if not lines:
+            return Admission(due=(), rejected=())
+        wanted = {(line.entity.kind, line.entity.id, line.uri) for line in lines}
+        chosen = [stone for stone in tombstones if (stone.entity.kind, stone.entity.id, stone.uri) in wanted]
+        # Tombstones first, references after: what was referred to in between is seen.
+        found = references.read(self._engine, self._registry, models_follow_run=self._follow_run)
+        with database.reading(self._engine) as connection:
+            owners = self._tracking(connection).owners(planning.ids_in_places(chosen))
+        facts = planning.Facts(
+            tombstones=chosen, references=found, owners=owners, destination=self._destination, swept_ms={}
+        )
+        made = planning.decisions(
+            facts, Scope(), cutoff_ms=self._plan.cutoff_ms, include_undated=self._undated(lines), again=True
+        )
+        verdicts = {(line.entity.kind, line.entity.id, line.uri): line for line in made}
+        pairs = [(line, verdicts[line.entity.kind, line.entity.id, line.uri]) for line in lines]
+        return Admission(
+            due=tuple(line for line, now in pairs if now.reason is Reason.DUE),
+            rejected=tuple(
+                ended(line, Outcome.PROTECTED, now.evidence or now.reason.sentence)
+                for line, now in pairs
+                if now.reason is not Reason.DUE
+            ),
+        )
+
+    @staticmethod
+    def _undated(lines: Sequence[Decision]) -> bool:
+        # Each line passed `_same` just before: one without a date was planned without one.
+        return any(line.deleted_ms is None for line in lines)
+
+    def changed(self, lines: Sequence[Decision]) -> dict[Decision, str]:
+        """Which of ``lines`` are no longer deleted as planned, and what happened. Cheap: by primary key."""
+        with database.reading(self._engine) as connection:
+            tombstones = self._tracking(connection).tombstones(line.entity for line in lines)
+        return {result.decision: result.detail for result in self._split(lines, tombstones)[1]}
+
+    def _split(
+        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]
+    ) -> tuple[list[Decision], list[SweepResult]]:
+        stones: Mapping[tuple[str, str, str], Tombstone] = {
+            (stone.entity.kind, stone.entity.id, stone.uri): stone for stone in tombstones
+        }
+        still: list[Decision] = []
+        changed: list[SweepResult] = []
+        for line in lines:
+            stone = stones.get((line.entity.kind, line.entity.id, line.uri))
+            why = self._why_not(line, stone)
+            if why:
+                changed.append(ended(line, Outcome.RESTORED, why))
+            else:
+                still.append(line)
+        return still, changed
+
+    def _why_not(self, line: Decision, stone: Tombstone | None) -> str:
+        if stone is None:
+            return "restored, or its row has gone or changed, since the plan was made"
+        if stone.deleted_ms is None and line.deleted_ms is not None:
+            return "its row has lost its date since the plan was made"
+        if stone.deleted_ms is not None and stone.deleted_ms > self._plan.cutoff_ms:
+            return "restored and deleted again since the plan was made: a new grace period runs"
+        return ""
+
+
+def ended(line: Decision, outcome: Outcome, detail: str) -> SweepResult:
+    """The result of a location that nothing was done to."""
+    return SweepResult(decision=line, outcome=outcome, detail=detail)

@@ -1,0 +1,191 @@
+"""Whose root is it? A marker object at each root says so, and an object of our own rows proves the place.
+
+The epoch is raised and committed in the database first and put into the marker after; the marker is read first and the
+database after. So a crash between the two leaves the marker behind the database, which goes on, and a database that
+was restored from yesterday finds the marker ahead of it, which stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import database, journal, s3
+from mlflow_artifact_gc.errors import ArtifactGcError, DestinationUnproven, RootRefused
+from mlflow_artifact_gc.model import Decision, Outcome
+from mlflow_artifact_gc.s3 import marker
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+    from mlflow_artifact_gc.locations import Destination, Location
+    from mlflow_artifact_gc.s3 import S3Client
+
+_PROOF_ATTEMPTS: Final = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Whether we may sweep under a root. ``outcome`` None: yes. ``proven``: it is the place that MLflow writes to."""
+
+    proven: bool = False
+    outcome: Outcome | None = None
+    detail: str = ""
+
+
+class Roots:
+    """The roots of one sweep."""
+
+    def __init__(
+        self, *, engine: Engine, client: S3Client, site: journal.Site, destination: Destination, executor: Executor
+    ) -> None:
+        self._engine = engine
+        self._client = client
+        self._site = site
+        self._destination = destination
+        self._executor = executor
+        self._foreign: dict[Location, str] = {}
+        self._epochs: dict[Location, int] = {}
+
+    def standing(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
+        """Compare the root's marker with the database, before a batch of its locations is acted on.
+
+        The first time, the root is proven and its marker is written or raised.
+
+        Args:
+            lines: what is to be swept under it now.
+            others: locations of further rows that may prove the root, if none of ``lines`` does.
+        """
+        try:
+            if root in self._epochs:
+                self._compare(root)
+                return Standing(proven=True)
+            return self._enter(root, lines, others)
+        except RootRefused as error:
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
+        except _Foreign as error:
+            return Standing(outcome=Outcome.FOREIGN, detail=str(error))
+
+    def owner_between(self, root: Location, line: Decision) -> str:
+        """Which other database's marker lies between ``root`` and the location, if any."""
+        if line.location is None:
+            return ""
+        folders = [at for at in line.location.parent(2).ancestors() if root.contains(at) and at != root]
+        return next((owner for at in folders if (owner := self._foreign_at(at))), "")
+
+    def _foreign_at(self, folder: Location) -> str:
+        if folder not in self._foreign:
+            found = marker.read(self._client, folder)
+            ours = found is None or found.database_id == self._site.database_id
+            self._foreign[folder] = "" if ours else _whose(folder, found)
+        return self._foreign[folder]
+
+    def _enter(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
+        source = "destination" if root == self._destination.root else "experiments"
+        endpoint = s3.endpoint_name(self._client)
+
+        def see(connection: Connection) -> journal.Root:
+            now_ms = database.clock_ms(connection)
+            return journal.see_root(connection, root, source=source, endpoint=endpoint, now_ms=now_ms)
+
+        row = database.written(self._engine, see)
+        found = self._compare(root)
+        proven = (row.proven_ms is not None and found is not None) or self._prove(root, lines, others)
+        if not proven:
+            return self._unproven(root)
+        self._raise(root)
+        return Standing(proven=True)
+
+    def _unproven(self, root: Location) -> Standing:
+        if root != self._destination.root:
+            # Nothing is there, so nothing can be deleted: the locations will turn out to be empty.
+            return Standing(proven=False)
+        error = DestinationUnproven(
+            f"None of the objects that MLflow knows of was found under {root.uri} at "
+            f"{s3.endpoint_name(self._client)}, so nothing under it was touched: give --artifacts-destination and "
+            "MLFLOW_S3_ENDPOINT_URL as the server has them"
+        )
+        return Standing(outcome=Outcome.PAUSED, detail=str(error))
+
+    def _compare(self, root: Location) -> marker.Marker | None:
+        found = marker.read(self._client, root)
+        with database.reading(self._engine) as connection:
+            row = journal.read_root(connection, root)
+            fingerprint = database.fingerprint(connection)
+        if found is None:
+            if row is not None and row.marker_epoch > 0:
+                raise RootRefused(
+                    f"The marker object under {root.uri} is gone, and this database has written one: was the bucket "
+                    "replaced? If it is the right one, run 'mlflow-artifact-gc init --adopt'"
+                )
+            return None
+        if found.database_id != self._site.database_id:
+            raise _Foreign(_whose(root, found))
+        if found.fingerprint != fingerprint:
+            raise RootRefused(
+                f"The marker object under {root.uri} was written by this tracking database on another database server: "
+                "this one is a copy, or it was moved. Only if it was moved, run 'mlflow-artifact-gc init --adopt'"
+            )
+        epoch = row.epoch if row else 0
+        if found.epoch > epoch:
+            raise RootRefused(
+                f"The marker object under {root.uri} is ahead of this database (epoch {found.epoch} against {epoch}): "
+                "the database was restored from a backup, or is a copy. Only if it is the one in use, run "
+                "'mlflow-artifact-gc init --adopt'"
+            )
+        return found
+
+    def _raise(self, root: Location, *, at_least: int = 0) -> None:
+        with database.writing(self._engine) as connection:
+            journal.root_proven(connection, root, database.clock_ms(connection))
+            epoch = journal.raise_epoch(connection, root, at_least=at_least)
+            fingerprint = database.fingerprint(connection)
+        written = marker.Marker(database_id=self._site.database_id, epoch=epoch, fingerprint=fingerprint)
+        marker.write(self._client, root, written)
+        with database.writing(self._engine) as connection:
+            journal.marker_written(connection, root, epoch)
+        self._epochs[root] = epoch
+
+    def adopt(self, root: Location) -> int:
+        """Take a root over for this database, after it was moved or restored; returns the new epoch.
+
+        Raises:
+            RootRefused: another tracking database owns it.
+        """
+        found = marker.read(self._client, root)
+        if found is not None and found.database_id != self._site.database_id:
+            raise RootRefused(f"{_whose(root, found)}: it cannot be adopted")
+        self._raise(root, at_least=found.epoch if found else 0)
+        return self._epochs[root]
+
+    def _prove(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> bool:
+        """Whether an object of any row of ours is there: then it is the store that MLflow writes to."""
+        mine = [line.location for line in lines if line.location]
+        beside = list(islice((place for place in others if root.contains(place)), _PROOF_ATTEMPTS))
+        # A few at a time, and usually the first few suffice.
+        return any(any(self._executor.map(self._occupied, group)) for group in _growing([*mine, *beside]))
+
+    def _occupied(self, location: Location) -> bool:
+        for listing in (s3.versions, s3.uploads):
+            if next(listing(self._client, location.bucket, location.prefix), None) is not None:
+                return True
+        return False
+
+
+class _Foreign(ArtifactGcError):
+    """Another tracking database owns this root."""
+
+
+def _whose(root: Location, found: marker.Marker | None) -> str:
+    owner = found.database_id if found else "nobody"
+    return f"{root.uri} belongs to another tracking database ({owner}), by its marker object"
+
+
+def _growing(places: Sequence[Location]) -> Iterable[Sequence[Location]]:
+    start, size = 0, 8
+    while start < len(places):
+        yield places[start : start + size]
+        start, size = start + size, size * 2

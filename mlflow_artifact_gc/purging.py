@@ -1,0 +1,312 @@
+"""Purges the locations of one listing: list, act in batches, read every answer, list again until it is empty.
+
+What is counted as deleted is what S3 said was deleted and what a later listing does not contradict. Keys whose answer
+was lost are settled by the listing after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import s3
+from mlflow_artifact_gc.errors import StorageError
+from mlflow_artifact_gc.model import Decision, Failure, Outcome, SweepResult
+from mlflow_artifact_gc.quantities import show_duration, show_instant
+from mlflow_artifact_gc.s3 import BucketPaused, DeleteAnswer, Entry, Kind, Versioning
+from mlflow_artifact_gc.surveying import Found, Stopped, Surveyor
+
+if TYPE_CHECKING:
+    from mlflow_artifact_gc.fence import Fence
+    from mlflow_artifact_gc.locations import Location
+    from mlflow_artifact_gc.planning import ListingTask
+    from mlflow_artifact_gc.s3 import S3Client
+
+_ROUNDS: Final = 4
+_PAUSE_S: Final = 0.2
+_FRESH_S: Final = 60.0
+"""From the reading of the references to the first delete."""
+_AGE_MARGIN_MS: Final = 5 * 60_000
+"""S3's clock and the database's may differ by so much."""
+_SHOWN_FAILURES: Final = 20
+
+_Identity = tuple[str, str | None]
+
+
+@dataclass(slots=True)
+class _Work:
+    """One location on its way to an outcome."""
+
+    line: Decision
+    root_proven: bool
+    outcome: Outcome | None = None
+    detail: str = ""
+    touched: bool = False
+    streamed: bool = False
+    pending: list[Entry] = field(default_factory=list)
+    uploads: list[Entry] = field(default_factory=list)
+    counts: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    deleted_bytes: int = 0
+    deleted: dict[_Identity, Entry] = field(default_factory=dict)
+    unknown: dict[_Identity, Entry] = field(default_factory=dict)
+    failures: dict[_Identity, Failure] = field(default_factory=dict)
+
+    def end(self, outcome: Outcome, detail: str = "") -> None:
+        self.outcome, self.detail = outcome, detail
+
+    def tally(self, entry: Entry, sign: int = 1) -> None:
+        self.counts[entry.kind] += sign
+        self.deleted_bytes += sign * entry.size_bytes
+
+    @property
+    def gone(self) -> int:
+        return sum(self.counts.values())
+
+    def result(self) -> SweepResult:
+        return SweepResult(
+            decision=self.line,
+            outcome=self.outcome or Outcome.UNKNOWN,
+            detail=self.detail,
+            deleted_objects=self.counts[Kind.CURRENT],
+            deleted_versions=self.counts[Kind.NONCURRENT],
+            deleted_markers=self.counts[Kind.MARKER],
+            deleted_bytes=self.deleted_bytes,
+            aborted_uploads=self.counts[Kind.UPLOAD],
+            failures=tuple(self.failures.values())[:_SHOWN_FAILURES],
+            unknown=len(self.unknown),
+            root_proven=self.root_proven,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purger:
+    """Purges one listing's locations at a time; used by many threads."""
+
+    client: S3Client
+    surveyor: Surveyor
+    fence: Fence
+    stopped: Callable[[], bool]
+    now_ms: int
+    min_age_ms: int
+    references_read_s: float
+    """On the monotonic clock."""
+
+    def purge(self, task: ListingTask, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> list[SweepResult]:
+        """Purge every location of ``task``; each gets a result, whatever happens.
+
+        Raises:
+            DatabaseUnusable, ReferencesIncomplete: nothing more may be deleted anywhere.
+        """
+        works = {line.location: _Work(line, proven[line.location]) for line in lines if line.location}
+        try:
+            self._first_sight(task, works)
+            for round_ in range(_ROUNDS):
+                time.sleep(_PAUSE_S * round_)
+                self._round(task, works)
+        except Stopped:
+            _end_open(works, Outcome.STOPPED, "")
+        except BucketPaused as error:
+            self.surveyor.pause(task.bucket, error)
+            _end_open(works, Outcome.PAUSED, str(error))
+        except StorageError as error:
+            for work in _open(works):
+                code = type(error).__name__
+                work.failures["", None] = Failure(key="", code=code, message=str(error), retryable=True)
+            _end_open(works, Outcome.FAILED, str(error))
+        for work in _open(works):
+            if work.failures:
+                work.end(Outcome.FAILED, _failed_detail(work))
+            else:
+                work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
+        return [work.result() for work in works.values()]
+
+    # The first sight
+
+    def _first_sight(self, task: ListingTask, works: Mapping[Location, _Work]) -> None:
+        for location, found in self.surveyor.survey(task, keep=True).items():
+            work = works[location]
+            if found.foreign_marker:
+                work.end(Outcome.FOREIGN, f"it holds the marker object of a root: {found.foreign_marker}")
+            elif young := self._young(found):
+                work.end(Outcome.POSTPONED, young)
+            elif not found.empty and not work.root_proven:
+                work.end(Outcome.PAUSED, "its root was empty a moment ago and is not now; run it again")
+            self._take(work, found)
+
+    def _young(self, found: Found) -> str:
+        if not self.min_age_ms or found.empty:
+            return ""
+        if found.undated or found.youngest_ms is None:
+            return "the age of something in it is not known"
+        if found.youngest_ms + self.min_age_ms + _AGE_MARGIN_MS > self.now_ms:
+            age = show_duration(self.min_age_ms)
+            return f"something in it was written at {show_instant(found.youngest_ms)}; the minimum age is {age}"
+        return ""
+
+    @staticmethod
+    def _take(work: _Work, found: Found) -> None:
+        work.streamed = found.entries is None
+        work.pending = found.entries or []
+        work.uploads = found.uploads
+        work.touched |= not found.empty
+
+    # Rounds
+
+    def _round(self, task: ListingTask, works: Mapping[Location, _Work]) -> None:
+        if not _open(works):
+            return
+        self._abort([(work, entry) for work in _open(works) for entry in work.uploads])
+        self._delete(_batches((work, entry) for work in _open(works) for entry in work.pending))
+        for work in _open(works):
+            if work.streamed:
+                self._delete(_batches(self._stream(work)))
+        left = [work.line.location for work in _open(works) if work.line.location]
+        if left:
+            for location, found in self.surveyor.remaining(task.only(left)).items():
+                self._settle(works[location], found)
+
+    def _stream(self, work: _Work) -> Iterator[tuple[_Work, Entry]]:
+        location = work.line.location
+        if location is None:
+            return
+        never = self.surveyor.versioning(location.bucket) is Versioning.NEVER
+        listing = s3.current if never else s3.versions
+        for entry in listing(self.client, location.bucket, location.prefix):
+            if not self._too_young(entry):
+                yield work, entry
+
+    def _too_young(self, entry: Entry) -> bool:
+        if not self.min_age_ms:
+            return False
+        return entry.modified_ms is None or entry.modified_ms + self.min_age_ms + _AGE_MARGIN_MS > self.now_ms
+
+    def _settle(self, work: _Work, found: Found) -> None:
+        """Compare what is still listed with what was answered."""
+        left = {_identity(entry): entry for entry in found.entries or ()}
+        for identity, entry in [*work.deleted.items()]:
+            # The same version, not one that was written since: the answer was not true.
+            if identity in left and left[identity].modified_ms == entry.modified_ms:
+                work.tally(work.deleted.pop(identity), -1)
+        for identity, entry in [*work.unknown.items()]:
+            if found.entries is not None and identity not in left:
+                work.tally(entry)
+                del work.unknown[identity]
+        if found.empty:
+            work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
+        elif any(self._too_young(entry) for entry in (*left.values(), *found.uploads)):
+            work.end(Outcome.POSTPONED, "something was written into it while it was being swept")
+        elif left and all(identity in work.failures and not work.failures[identity].retryable for identity in left):
+            work.end(Outcome.FAILED, _failed_detail(work))
+        else:
+            self._take(work, found)
+
+    # Acting
+
+    def _ready(self, works: Sequence[_Work]) -> None:
+        """The last look before a batch: may we still, and is each of these still deleted? Ends those that are not."""
+        if self.stopped() or not self.fence.alive:
+            raise Stopped
+        open_ = [work for work in works if work.outcome is None]
+        lines = [work.line for work in open_]
+        if not any(work.gone for work in open_) and time.monotonic() - self.references_read_s > _FRESH_S:
+            late = {result.decision: result for result in self.fence.recheck(lines).rejected}
+            for work in open_:
+                if work.line in late:
+                    work.end(late[work.line].outcome, late[work.line].detail)
+        changed = self.fence.changed(lines)
+        for work in open_:
+            if work.line in changed:
+                lost = f"; {work.gone:,} objects were gone already" if work.gone else ""
+                work.end(Outcome.RESTORED, changed[work.line] + lost)
+
+    def _abort(self, uploads: Sequence[tuple[_Work, Entry]]) -> None:
+        if uploads:
+            self._ready(_works_of(uploads))
+        for work, entry in uploads:
+            if work.outcome is not None or work.line.location is None:
+                continue
+            failure = s3.abort_upload(self.client, work.line.location.bucket, entry)
+            if failure is None:
+                work.tally(entry)
+                work.failures.pop(_identity(entry), None)
+            else:
+                work.failures[_identity(entry)] = failure
+
+    def _delete(self, batches: Iterator[list[tuple[_Work, Entry]]]) -> None:
+        for batch in batches:
+            self._ready(_works_of(batch))
+            chosen = [(work, entry) for work, entry in batch if work.outcome is None]
+            for versioned in (False, True):
+                part = [pair for pair in chosen if self._by_version(*pair) is versioned]
+                if part:
+                    self._delete_part(part, versioned=versioned)
+
+    def _by_version(self, work: _Work, entry: Entry) -> bool:
+        if entry.kind is not Kind.CURRENT:
+            return True
+        bucket = work.line.location.bucket if work.line.location else ""
+        return self.surveyor.versioning(bucket) is not Versioning.NEVER
+
+    def _delete_part(self, part: Sequence[tuple[_Work, Entry]], *, versioned: bool) -> None:
+        owners = {id(entry): work for work, entry in part}
+        deletable: list[Entry] = []
+        for work, entry in part:
+            if versioned and not entry.version_id:
+                work.failures[_identity(entry)] = Failure(
+                    key=entry.key, code="NoVersionId", message="no listing tells its version; remove it by hand"
+                )
+            else:
+                deletable.append(entry)
+        if deletable:
+            bucket = next(work.line.location.bucket for work, _ in part if work.line.location)
+            self._count(s3.delete(self.client, bucket, deletable, versioned=versioned), owners)
+
+    @staticmethod
+    def _count(answer: DeleteAnswer, owners: Mapping[int, _Work]) -> None:
+        for entry in answer.deleted:
+            work, identity = owners[id(entry)], _identity(entry)
+            work.tally(entry)
+            work.failures.pop(identity, None)
+            work.unknown.pop(identity, None)
+            if not work.streamed:
+                work.deleted[identity] = entry
+        for entry, failure in answer.failed:
+            owners[id(entry)].failures[_identity(entry)] = failure
+        for entry in answer.unknown:
+            owners[id(entry)].unknown[_identity(entry)] = entry
+
+
+def _identity(entry: Entry) -> _Identity:
+    # A listing of objects names no versions: there, a current object is its key, and its version is "null".
+    return entry.key, entry.version_id or "null"
+
+
+def _open(works: Mapping[Location, _Work]) -> list[_Work]:
+    return [work for work in works.values() if work.outcome is None]
+
+
+def _end_open(works: Mapping[Location, _Work], outcome: Outcome, detail: str) -> None:
+    for work in _open(works):
+        work.end(outcome, detail)
+
+
+def _works_of(pairs: Sequence[tuple[_Work, Entry]]) -> list[_Work]:
+    return list({id(work): work for work, _ in pairs}.values())
+
+
+def _failed_detail(work: _Work) -> str:
+    first = next(iter(work.failures.values()))
+    return f"{len(work.failures):,} keys failed, {first.key!r} with {first.code}: {first.message}"
+
+
+def _batches(pairs: Iterator[tuple[_Work, Entry]]) -> Iterator[list[tuple[_Work, Entry]]]:
+    batch: list[tuple[_Work, Entry]] = []
+    for pair in pairs:
+        batch.append(pair)
+        if len(batch) == s3.MOST_ENTRIES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

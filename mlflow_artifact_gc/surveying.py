@@ -1,0 +1,194 @@
+"""What lies in the locations: one listing for each, or one that covers many, streamed and in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import s3
+from mlflow_artifact_gc.errors import StorageError
+from mlflow_artifact_gc.s3 import Entry, Kind, Versioning
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from mlflow_artifact_gc.locations import Location
+    from mlflow_artifact_gc.planning import ListingTask
+    from mlflow_artifact_gc.s3 import S3Client
+
+_KEPT_ENTRIES: Final = 20_000
+"""Entries of one listing that are kept; a larger location is listed again, page by page, to be acted on."""
+_STRANGERS: Final = 5_000
+"""Entries of others that a shared listing may meet, beside four times its own, before each location is listed alone."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What one location holds. ``entries`` and ``uploads`` None: too many to be kept, list again."""
+
+    location: Location
+    entries: list[Entry] | None = field(default_factory=list)
+    uploads: list[Entry] = field(default_factory=list)
+    objects: int = 0
+    versions: int = 0
+    markers: int = 0
+    size_bytes: int = 0
+    youngest_ms: int | None = None
+    undated: bool = False
+    foreign_marker: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.objects or self.versions or self.markers or self.uploads)
+
+    def add(self, entry: Entry, *, keep: bool) -> None:
+        if entry.kind is Kind.UPLOAD:
+            self.uploads.append(entry)
+        elif keep and self.entries is not None:
+            self.entries.append(entry)
+        else:
+            self.entries = None
+        self.objects += entry.kind is Kind.CURRENT
+        self.versions += entry.kind is Kind.NONCURRENT
+        self.markers += entry.kind is Kind.MARKER
+        self.size_bytes += entry.size_bytes
+        if entry.modified_ms is None:
+            self.undated = True
+        elif self.youngest_ms is None or entry.modified_ms > self.youngest_ms:
+            self.youngest_ms = entry.modified_ms
+        if entry.key.endswith(f"/{s3.MARKER_NAME}"):
+            self.foreign_marker = entry.key
+
+
+class Stopped(Exception):
+    """The caller was asked to stop, or its time is up."""
+
+
+class Surveyor:
+    """Lists locations of any bucket; learns each bucket's versioning once, and which buckets cannot be worked on."""
+
+    def __init__(self, client: S3Client, stopped: Callable[[], bool]) -> None:
+        self._client = client
+        self._stopped = stopped
+        self._buckets: dict[str, Versioning | StorageError] = {}
+        self._lock = threading.Lock()
+
+    def versioning(self, bucket: str) -> Versioning:
+        """Whether ``bucket`` keeps versions; asks it once, and whether versions and uploads may be listed at all.
+
+        Raises:
+            BucketPaused, Transient, ListingIncomplete: the bucket cannot be worked on; each time.
+        """
+        with self._lock:
+            if bucket not in self._buckets:
+                self._buckets[bucket] = self._ask(bucket)
+            known = self._buckets[bucket]
+        if isinstance(known, StorageError):
+            raise known
+        return known
+
+    def pause(self, bucket: str, error: StorageError) -> None:
+        """From now on nothing in ``bucket`` is tried any more."""
+        with self._lock:
+            self._buckets[bucket] = error
+
+    def _ask(self, bucket: str) -> Versioning | StorageError:
+        try:
+            # A right that is missing must be named before anything is deleted, not when the result is verified.
+            for listing in (s3.versions, s3.uploads):
+                next(listing(self._client, bucket, s3.MARKER_NAME), None)
+            return s3.bucket_versioning(self._client, bucket)
+        except StorageError as error:
+            return error
+
+    def survey(self, task: ListingTask, *, keep: bool) -> Mapping[Location, Found]:
+        """What each location of ``task`` holds: objects, versions, delete markers and unfinished uploads.
+
+        Args:
+            keep: keep the entries, as far as memory allows; else only count.
+
+        Raises:
+            Stopped, BucketPaused, Transient, ListingIncomplete: nothing is known of any of its locations.
+        """
+        never = self.versioning(task.bucket) is Versioning.NEVER
+        return self._listed(task, (s3.current if never else s3.versions, s3.uploads), keep=keep)
+
+    def remaining(self, task: ListingTask) -> Mapping[Location, Found]:
+        """As ``survey``, but to verify that nothing is left: by every kind of listing that there is.
+
+        Each kind has servers that overlook something in it (SeaweedFS: folder markers in a versions listing), so the
+        two that show objects are joined.
+        """
+        found = self._listed(task, (s3.versions, s3.uploads), keep=True)
+        seen = {
+            location: {entry.key for entry in one.entries or () if entry.kind is Kind.CURRENT}
+            for location, one in found.items()
+        }
+        for location, one in self._listed(task, (s3.current,), keep=True).items():
+            for entry in one.entries or ():
+                if entry.key not in seen[location]:
+                    found[location].add(entry, keep=found[location].entries is not None)
+            if one.entries is None:
+                found[location].entries = None
+                found[location].objects = max(found[location].objects, one.objects)
+        return found
+
+    def _listed(
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], *, keep: bool
+    ) -> dict[Location, Found]:
+        try:
+            return self._once(task, listings, keep=keep)
+        except _TooManyStrangers:
+            found: dict[Location, Found] = {}
+            for alone in task.apart():
+                found |= self._once(alone, listings, keep=keep)
+            return found
+
+    def _once(
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], *, keep: bool
+    ) -> dict[Location, Found]:
+        found = {location: Found(location) for location in task.locations}
+        owner_of = task.owner_of()
+        kept = strangers = 0
+        for listing in listings:
+            for entry in self._watched(listing(self._client, task.bucket, task.prefix)):
+                location = owner_of(entry.key)
+                if location is None:
+                    strangers += 1
+                    if strangers > _STRANGERS + 4 * kept:
+                        raise _TooManyStrangers
+                    continue
+                kept += 1
+                found[location].add(entry, keep=keep and kept <= _KEPT_ENTRIES)
+        return found
+
+    def _watched(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for number, entry in enumerate(entries):
+            if number % 1000 == 0 and self._stopped():
+                raise Stopped
+            yield entry
+
+
+class _TooManyStrangers(Exception):
+    """A shared listing meets so much of others that listing each location alone is cheaper."""
+
+
+def measure(
+    surveyor: Surveyor, tasks: Sequence[ListingTask], executor: Executor, progress: Callable[[int], None]
+) -> dict[Location, tuple[int, int]]:
+    """Objects (noncurrent ones included) and bytes of the locations of ``tasks``. Those that fail are left out."""
+
+    def one(task: ListingTask) -> dict[Location, tuple[int, int]]:
+        try:
+            found = surveyor.survey(task, keep=False)
+        except StorageError:
+            return {}
+        return {location: (one.objects + one.versions, one.size_bytes) for location, one in found.items()}
+
+    sizes: dict[Location, tuple[int, int]] = {}
+    for task, found in zip(tasks, executor.map(one, tasks), strict=True):
+        sizes |= found
+        progress(len(task.locations))
+    return sizes

@@ -1,0 +1,265 @@
+"""Carries out a plan: batch by batch, fence, sweep, record, and the metadata last."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import database, journal, planning, processes
+from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
+from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
+from mlflow_artifact_gc.locations import Location
+from mlflow_artifact_gc.metadata import Eraser
+from mlflow_artifact_gc.model import Decision, Entity, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.ownership import Roots, Standing
+from mlflow_artifact_gc.policy import Scope, require_within_brakes
+from mlflow_artifact_gc.purging import Purger
+from mlflow_artifact_gc.surveying import Surveyor
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from mlflow_artifact_gc.locations import Destination
+    from mlflow_artifact_gc.s3 import S3Client
+
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equipment:
+    """What a sweep works with. ``others`` are places of rows that may prove a root to be the right one."""
+
+    engine: Engine
+    registry: Engine | None
+    client: S3Client
+    site: journal.Site
+    destination: Destination
+    concurrency: int
+    dense: frozenset[Location] = frozenset()
+    others: tuple[Location, ...] = ()
+    lease_ms: int = LEASE_MS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Orders:
+    """What to do beside the plan itself. ``deadline_s`` is on the monotonic clock."""
+
+    delete_metadata: bool = False
+    scope: Scope = field(default_factory=Scope)
+    deadline_s: float | None = None
+    on_result: Callable[[SweepResult], None] = lambda _result: None
+    on_note: Callable[[str], None] = lambda _note: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What happened. ``error`` is what ended the sweep before its time, if something did."""
+
+    results: tuple[SweepResult, ...]
+    experiments_deleted: tuple[str, ...] = ()
+    error: ArtifactGcError | None = None
+
+
+def sweep(plan: Plan, equipment: Equipment, orders: Orders, stop: threading.Event) -> Report:
+    """Carry out ``plan``; every due line gets a result. Runs beside other processes: each location is claimed.
+
+    Raises:
+        Refused: a brake trips; nothing was touched.
+    """
+    require_within_brakes(plan)
+    with ThreadPoolExecutor(equipment.concurrency, thread_name_prefix="artifact-gc") as executor:
+        return _Sweep(plan, equipment, orders, stop, executor).run()
+
+
+class _Sweep:
+    def __init__(
+        self, plan: Plan, equipment: Equipment, orders: Orders, stop: threading.Event, executor: ThreadPoolExecutor
+    ) -> None:
+        self._plan, self._equipment, self._orders, self._stop = plan, equipment, orders, stop
+        self._executor = executor
+        self._owner = processes.identity()
+        self._surveyor = Surveyor(equipment.client, self._stopped)
+        self._fence = Fence(
+            engine=equipment.engine,
+            registry=equipment.registry,
+            plan=plan,
+            destination=equipment.destination,
+            models=equipment.site.models,
+            owner=self._owner,
+            lease_ms=equipment.lease_ms,
+        )
+        self._roots = Roots(
+            engine=equipment.engine,
+            client=equipment.client,
+            site=equipment.site,
+            destination=equipment.destination,
+            executor=executor,
+        )
+        self._eraser: Eraser | None = None
+        self._results: list[SweepResult] = []
+        self._lines = Counter(line.entity for line in plan.decisions)
+        self._verified: Counter[Entity] = Counter()
+        self._gone: set[Entity] = set()
+
+    def _stopped(self) -> bool:
+        deadline = self._orders.deadline_s
+        return self._stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
+
+    def run(self) -> Report:
+        """Plan started, batches, plan finished: a start without an end in the journal is the trace of a crash."""
+        with database.writing(self._equipment.engine) as connection:
+            journal.plan_started(connection, self._plan, database.clock_ms(connection))
+        error: ArtifactGcError | None = None
+        experiments: list[str] = []
+        try:
+            with self._fence.held():
+                self._batches(sorted(self._plan.due, key=lambda line: line.location or Location("", "")))
+                self._busy_again()
+            if self._orders.delete_metadata and not self._stopped():
+                experiments = self._erase().erase_experiments(self._orders.scope, self._plan.cutoff_ms)
+        except ArtifactGcError as found:
+            error = found
+        self._fill_up()
+        counts = Counter(result.outcome for result in self._results)
+        with database.writing(self._equipment.engine) as connection:
+            journal.plan_finished(connection, self._plan.id, counts, database.clock_ms(connection))
+        results = tuple(
+            replace(result, metadata_deleted=True) if result.decision.entity in self._gone else result
+            for result in self._results
+        )
+        return Report(results=results, experiments_deleted=tuple(experiments), error=error)
+
+    def _fill_up(self) -> None:
+        reached = {result.decision for result in self._results}
+        for line in self._plan.due:
+            if line not in reached:
+                self._results.append(ended(line, Outcome.STOPPED, ""))
+
+    def _batches(self, lines: Sequence[Decision]) -> None:
+        for start in range(0, len(lines), _BATCH):
+            if self._stopped():
+                return
+            self._batch(lines[start : start + _BATCH])
+
+    def _busy_again(self) -> None:
+        """Wait for claims that nobody renews: their process has died where we cannot see it."""
+        busy = [result.decision for result in self._results if result.outcome is Outcome.BUSY]
+        if not busy or self._stopped():
+            return
+        with database.reading(self._equipment.engine) as connection:
+            wait_ms = journal.claimed_for_ms(connection, busy, database.clock_ms(connection))
+        self._orders.on_note(
+            f"waiting up to {wait_ms // 1000 + 1} s for {len(busy):,} locations claimed by another process"
+        )
+        until = time.monotonic() + wait_ms / 1000 + 0.5
+        while time.monotonic() < until and not self._stopped():
+            self._stop.wait(min(0.5, max(0.0, until - time.monotonic())))
+        if not self._stopped():
+            self._results = [result for result in self._results if result.outcome is not Outcome.BUSY]
+            self._batches(busy)
+
+    # One batch
+
+    def _batch(self, lines: Sequence[Decision]) -> None:
+        read_s = time.monotonic()
+        with database.reading(self._equipment.engine) as connection:
+            now_ms = database.clock_ms(connection)
+        admission = self._fence.admit(lines)
+        for result in admission.rejected:
+            self._note(result)
+        finished = list(admission.rejected)
+        try:
+            for result in self._purge(admission.due, read_s, now_ms):
+                finished.append(result)
+                self._note(result)
+        finally:
+            self._finish(finished, admission.due)
+
+    def _note(self, result: SweepResult) -> None:
+        self._orders.on_result(result)
+
+    def _finish(self, finished: list[SweepResult], due: Sequence[Decision]) -> None:
+        """Record what happened, also when an error ended the batch half-way, and delete metadata."""
+        reached = {result.decision for result in finished}
+        finished += [ended(line, Outcome.STOPPED, "") for line in due if line not in reached]
+        with database.writing(self._equipment.engine) as connection:
+            journal.record(connection, finished, owner=self._owner, now_ms=database.clock_ms(connection))
+        self._results += finished
+        if self._orders.delete_metadata:
+            self._erase_rows(finished)
+
+    def _erase_rows(self, finished: Sequence[SweepResult]) -> None:
+        # A trace can have two locations: its row stays until both are verified.
+        self._verified.update(result.decision.entity for result in finished if result.verified)
+        ready = {result.decision.entity for result in finished if result.verified}
+        complete = {entity for entity in ready if self._verified[entity] == self._lines[entity]}
+        self._gone |= self._erase().erase(complete)
+
+    def _erase(self) -> Eraser:
+        if self._eraser is None:
+            follow_run = self._equipment.site.models is journal.Models.FOLLOW_RUN
+            self._eraser = Eraser(self._equipment.engine, models_follow_run=follow_run)
+        return self._eraser
+
+    def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int) -> Iterator[SweepResult]:
+        proven: dict[Location, bool] = {}
+        ready: dict[Location, Decision] = {}
+        for root, lines in _by_root(due).items():
+            standing = self._standing(root, lines)
+            for line in lines:
+                refused = self._refused(root, line, standing)
+                if refused:
+                    yield refused
+                elif line.location:
+                    ready[line.location] = line
+                    proven[line.location] = standing.proven
+        purger = Purger(
+            client=self._equipment.client,
+            surveyor=self._surveyor,
+            fence=self._fence,
+            stopped=self._stopped,
+            now_ms=now_ms,
+            min_age_ms=self._plan.limits.min_object_age_ms,
+            references_read_s=read_s,
+        )
+        tasks = planning.listing_tasks(tuple(ready), self._equipment.dense)
+        futures = [
+            self._executor.submit(purger.purge, task, [ready[location] for location in task.locations], proven)
+            for task in tasks
+        ]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _standing(self, root: Location, lines: Sequence[Decision]) -> Standing:
+        try:
+            # Before anything is asked of a bucket, whether we have the rights that verifying takes.
+            self._surveyor.versioning(root.bucket)
+            return self._roots.standing(root, lines, self._equipment.others)
+        except StorageError as error:
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
+
+    def _refused(self, root: Location, line: Decision, standing: Standing) -> SweepResult | None:
+        if standing.outcome is not None:
+            return ended(line, standing.outcome, standing.detail)
+        try:
+            owner = self._roots.owner_between(root, line)
+        except (StorageError, ArtifactGcError) as error:
+            return ended(line, Outcome.PAUSED, str(error))
+        return ended(line, Outcome.FOREIGN, owner) if owner else None
+
+
+def _by_root(lines: Iterable[Decision]) -> dict[Location, list[Decision]]:
+    found: dict[Location, list[Decision]] = {}
+    for line in lines:
+        if line.root is not None:
+            found.setdefault(line.root, []).append(line)
+    return found
