@@ -1,0 +1,290 @@
+"""``gc``: plan, show, confirm, sweep, report."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from mlflow_artifact_gc import database, planning, s3, surveying, sweeping
+from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc.cli.session import Session, backend_uri, open_session, places_beside, read
+from mlflow_artifact_gc.config import Settings, never_below
+from mlflow_artifact_gc.errors import Refused
+from mlflow_artifact_gc.locations import Location
+from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
+from mlflow_artifact_gc.quantities import show_duration
+
+_CONCURRENCY: Final = 16
+_MEASURED_LOCATIONS: Final = 10_000
+_EXIT_FAILED: Final = 3
+_EXIT_PAUSED: Final = 1
+_EXIT_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wishes:
+    """What the command line and the environment ask for, merged."""
+
+    scope: Scope
+    grace_ms: int
+    limits: Limits
+    concurrency: int
+    include_undated: bool
+    delete_metadata: bool
+    measure: bool
+    unsafe: tuple[str, ...]
+
+
+def run(**options: Any) -> None:
+    """Carry out ``gc`` and leave with its exit code."""
+    settings = Settings.from_env()
+    uri, note = backend_uri(options["backend_store_uri"], options["tracking_uri"])
+    if note:
+        click.echo(note, err=True)
+    session = open_session(
+        backend_store_uri=uri,
+        registry_store_uri=options["registry_store_uri"],
+        artifacts_destination=options["artifacts_destination"],
+        unsafe_ignore_registry=options["unsafe_ignore_registry"],
+    )
+    wishes = _wishes(options, settings, session)
+    command = _Backlog(session, wishes, settings, json_output=options["output"] == "json")
+    code = command.run(dry_run=options["dry_run"], yes=options["yes"], budget_ms=options["time_budget"])
+    sys.exit(code)
+
+
+def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> _Wishes:
+    site = session.site
+    older_than, min_age = options["older_than"], options["min_object_age"]
+    grace_ms = never_below(site.grace_ms, settings.grace_ms) if older_than is None else older_than
+    min_age_ms = never_below(site.min_object_age_ms, settings.min_object_age_ms) if min_age is None else min_age
+    max_share = _first(options["max_share"], settings.max_share, Limits().max_share)
+    limits = Limits(
+        max_share=max_share,
+        max_locations=options["max_locations"],
+        max_objects=_first(options["max_objects"], settings.max_objects, None),
+        max_bytes=_first(options["max_bytes"], settings.max_bytes, None),
+        min_object_age_ms=min_age_ms,
+    )
+    scope = Scope(
+        run_ids=options["run_ids"],
+        experiment_ids=options["experiment_ids"],
+        logged_model_ids=options["logged_model_ids"],
+        workspace=options["workspace"],
+    )
+    return _Wishes(
+        scope=scope,
+        grace_ms=grace_ms,
+        limits=limits,
+        concurrency=_first(options["concurrency"], settings.concurrency, _CONCURRENCY),
+        include_undated=options["include_undated"],
+        delete_metadata=options["metadata"] == "delete",
+        measure=options["measure"],
+        unsafe=("--unsafe-ignore-registry",) if options["unsafe_ignore_registry"] else (),
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+class _Backlog:
+    def __init__(self, session: Session, wishes: _Wishes, settings: Settings, *, json_output: bool) -> None:
+        self._session, self._wishes, self._settings = session, wishes, settings
+        self._json = json_output
+        self._out = render.console()
+        self._stop = threading.Event()
+        self._client: s3.S3Client | None = None
+
+    def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
+        started = time.monotonic()
+        deadline_s = None if budget_ms is None else started + budget_ms / 1000
+        with self._interruptible():
+            plan, dense = self._plan(needs_sizes=dry_run or not yes)
+            if self._stop.is_set():
+                return self._report(plan, sweeping.Report(results=()), started)
+            if not self._json:
+                self._show(plan)
+            if dry_run or not plan.due:
+                if self._json:
+                    render.print_json(
+                        {"command": "gc", "plan": render.plan_document(plan), "results": [], "exit_code": 0}
+                    )
+                return 0
+            require_within_brakes(plan)
+            if not yes:
+                self._confirm(plan)
+            report = self._sweep(plan, dense, deadline_s)
+            return self._report(plan, report, started)
+
+    # Planning
+
+    def _plan(self, *, needs_sizes: bool) -> tuple[Plan, frozenset[Location]]:
+        wishes = self._wishes
+        with database.reading(self._session.engine) as connection:
+            now_ms = database.clock_ms(connection)
+        cutoff_ms = now_ms - wishes.grace_ms
+        found = read(
+            self._session,
+            wishes.scope,
+            cutoff_ms=cutoff_ms,
+            include_undated=wishes.include_undated,
+            again=wishes.delete_metadata,
+        )
+        plan = Plan(
+            id=str(uuid.uuid4()),
+            created_ms=now_ms,
+            cutoff_ms=cutoff_ms,
+            action=Action.PURGE,
+            database_id=self._session.site.database_id,
+            entity_rows=sum(found.rows.values()),
+            limits=wishes.limits,
+            unsafe=wishes.unsafe,
+            decisions=found.decisions,
+        )
+        dense = planning.dense_parents(plan.due, found.rows)
+        self._kept_models = found.kept_models
+        return (self._measured(plan, dense) if self._measures(plan, needs_sizes=needs_sizes) else plan), dense
+
+    def _measures(self, plan: Plan, *, needs_sizes: bool) -> bool:
+        """Measuring lists everything that is due: worth it where somebody reads the numbers or a brake counts them."""
+        braked = plan.limits.max_objects is not None or plan.limits.max_bytes is not None
+        few = len(plan.due) <= _MEASURED_LOCATIONS
+        return bool(plan.due) and (self._wishes.measure or braked or (needs_sizes and few))
+
+    def _measured(self, plan: Plan, dense: frozenset[Location]) -> Plan:
+        places = tuple(line.location for line in plan.due if line.location)
+        tasks = planning.listing_tasks(places, dense)
+        surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
+        with (
+            render.Meter("Measuring", len(places)) as meter,
+            ThreadPoolExecutor(self._wishes.concurrency) as executor,
+        ):
+            try:
+                return planning.measured(plan, surveying.measure(surveyor, tasks, executor, meter.advance))
+            except surveying.Stopped:
+                return plan
+
+    def _connected(self) -> s3.S3Client:
+        if self._client is None:
+            self._client = s3.connect(self._settings.environ, connections=self._wishes.concurrency)
+        return self._client
+
+    # Showing and asking
+
+    def _show(self, plan: Plan) -> None:
+        if not plan.decisions:
+            self._out.print("Nothing in this database is deleted: there is nothing to do.")
+            return
+        render.show_plan(self._out, plan, grace_ms=self._wishes.grace_ms)
+        if self._kept_models:
+            self._out.print(
+                f"Kept beside: {self._kept_models:,} logged models of deleted runs, because MLflow still shows them "
+                "('init --models follow-run' lets them go with their run)."
+            )
+        for tripped in brakes(plan):
+            self._out.print(tripped, style="red")
+
+    def _confirm(self, plan: Plan) -> None:
+        if not sys.stdin.isatty():
+            raise Refused("Nobody can be asked here, so nothing was touched: add --yes, or run it in a terminal")
+        grace = self._wishes.grace_ms
+        shorter = (
+            "" if grace >= self._session.site.grace_ms else f" The grace period is shortened to {show_duration(grace)}."
+        )
+        totals = plan.totals
+        question = f"Purge {totals.due:,} locations for good?{shorter}"
+        if not click.confirm(question, err=self._json):
+            raise Refused("The answer was no, and nothing was touched")
+
+    # Sweeping
+
+    def _sweep(self, plan: Plan, dense: frozenset[Location], deadline_s: float | None) -> sweeping.Report:
+        equipment = sweeping.Equipment(
+            engine=self._session.engine,
+            registry=self._session.registry,
+            client=self._connected(),
+            site=self._session.site,
+            destination=self._session.destination,
+            concurrency=self._wishes.concurrency,
+            dense=dense,
+            others=places_beside(self._session, plan.due),
+        )
+        with render.Meter("Sweeping", len(plan.due)) as meter:
+
+            def seen(_result: SweepResult) -> None:
+                meter.advance()
+
+            orders = sweeping.Orders(
+                delete_metadata=self._wishes.delete_metadata,
+                scope=self._wishes.scope,
+                deadline_s=deadline_s,
+                on_result=seen,
+                on_note=meter.note,
+            )
+            return sweeping.sweep(plan, equipment, orders, self._stop)
+
+    def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
+        code = exit_code(report, interrupted=self._stop.is_set())
+        if self._json:
+            render.print_json(
+                {
+                    "command": "gc",
+                    "plan": render.plan_document(plan),
+                    "results": [render.result_document(result) for result in report.results],
+                    "experiments_deleted": list(report.experiments_deleted),
+                    "totals": render.totals_document(report.results),
+                    "error": str(report.error) if report.error else None,
+                    "exit_code": code,
+                }
+            )
+        else:
+            experiments, seconds = report.experiments_deleted, time.monotonic() - started
+            render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)
+        if report.error:
+            click.echo(f"Error: {report.error}", err=True)
+        if self._stop.is_set():
+            click.echo("Interrupted cleanly: run it again to go on.", err=True)
+        return code
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM stops after the requests under way, the second at once."""
+
+        def stop(_number: int, _frame: object) -> None:
+            self._stop.set()
+            restore()
+            click.echo("Stopping after the requests under way; once more stops at once.", err=True)
+
+        def restore() -> None:
+            for number, before in previous.items():
+                signal.signal(number, before)
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            restore()
+
+
+def exit_code(report: sweeping.Report, *, interrupted: bool) -> int:
+    """The documented exit code of a report."""
+    outcomes = {result.outcome for result in report.results}
+    if interrupted:
+        return _EXIT_INTERRUPTED
+    if outcomes & {Outcome.FAILED, Outcome.UNKNOWN}:
+        return _EXIT_FAILED
+    if report.error:
+        return report.error.exit_code
+    return _EXIT_PAUSED if Outcome.PAUSED in outcomes else 0

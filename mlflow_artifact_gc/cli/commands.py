@@ -1,0 +1,236 @@
+"""The commands and their options, as click sees them. What they do is imported only when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from mlflow_artifact_gc.errors import NotYetSupported, UsageError
+from mlflow_artifact_gc.quantities import parse_duration, parse_size
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Parsed(click.ParamType[int, Any]):
+    """A parameter that one of our own parsers reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Parsed("duration", parse_duration)
+SIZE = _Parsed("size", parse_size)
+
+
+class _Ids(click.ParamType[tuple[str, ...], Any]):
+    """Comma-separated ids, as 'mlflow gc' takes them."""
+
+    name = "ids"
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        ids = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+        if not ids:
+            self.fail("no id was given: write them with commas in between", _param, _ctx)
+        return ids
+
+
+def _remember_format(ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    ctx.meta["format"] = value
+    return value
+
+
+def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_format = click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    callback=_remember_format,
+    is_eager=True,
+    help="A table for people, or JSON with a schema number.",
+)
+_stores = _with(
+    click.option(
+        "--backend-store-uri",
+        envvar="MLFLOW_BACKEND_STORE_URI",
+        metavar="URI",
+        help="The tracking database, as 'mlflow server' has it.",
+    ),
+    click.option(
+        "--registry-store-uri",
+        envvar="MLFLOW_REGISTRY_STORE_URI",
+        metavar="URI",
+        help="The model registry's database, where it is another one.",
+    ),
+    click.option(
+        "--artifacts-destination",
+        envvar="MLFLOW_ARTIFACTS_DESTINATION",
+        metavar="URI",
+        help="Where the server's artifact proxy keeps its objects, as 'mlflow server' has it.",
+    ),
+)
+
+
+def _refuse_later(action: str | None) -> None:
+    if action in ("hide", "tag"):
+        raise NotYetSupported(f"--action {action} is not part of this version yet: use --action purge")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  mlflow-artifact-gc init --backend-store-uri postgresql+psycopg2://mlflow@db/mlflow --grace 14d
+"""
+)
+@_stores
+@click.option("--grace", type=DURATION, help="From the deletion to the first moment of a purge.  [default: 7d]")
+@click.option("--min-object-age", type=DURATION, help="Younger objects postpone their location.  [default: 24h]")
+@click.option("--orphan-quarantine", type=DURATION, help="Between two sightings of an orphan.  [default: 24h]")
+@click.option("--action", type=click.Choice(["purge", "hide", "tag"]), help="What a sweep does.  [default: purge]")
+@click.option(
+    "--models",
+    type=click.Choice(["keep", "follow-run"]),
+    help="Whether a logged model goes with its deleted run.  [default: keep]",
+)
+@click.option("--check", is_flag=True, help="Only say whether our tables are current (exit 0 or 5).")
+@click.option("--adopt", is_flag=True, help="Take over the roots after the database was moved or restored.")
+@_format
+def init(**options: Any) -> None:
+    """Set up our tables and the site's settings in MLflow's database.
+
+    Run it again to upgrade the tables or to change settings; it says what it changed and never asks.
+    """
+    _refuse_later(options["action"])
+    from mlflow_artifact_gc.cli import setting_up
+
+    setting_up.run(**options)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc gc --backend-store-uri sqlite:///mlflow.db --dry-run
+  mlflow-artifact-gc gc --run-ids 3f0c1…,77aa0… --older-than 0s
+  mlflow-artifact-gc gc --yes --metadata delete --time-budget 2h
+"""
+)
+@_stores
+@click.option(
+    "--older-than", type=DURATION, help="Deleted in MLflow at least so long ago.  [default: the site's grace]"
+)
+@click.option("--include-undated", is_flag=True, help="Also rows that do not say when they were deleted.")
+@click.option("--run-ids", type=_Ids(), default=(), help="Only these runs.")
+@click.option("--experiment-ids", type=_Ids(), default=(), help="Only what belongs to these experiments.")
+@click.option("--logged-model-ids", type=_Ids(), default=(), help="Only these logged models.")
+@click.option("--workspace", help="Only this workspace.")
+@click.option("--all-workspaces", is_flag=True, help="Every workspace; so it is without --workspace.")
+@click.option("--action", type=click.Choice(["purge", "hide", "tag"]), help="What to do.  [default: the site's]")
+@click.option(
+    "--metadata",
+    type=click.Choice(["keep", "delete"]),
+    default="keep",
+    show_default=True,
+    help="Whether MLflow's rows go too, where the location is verified to be empty.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option(
+    "--measure", is_flag=True, help="Count objects and bytes before, also with --yes or beyond 10,000 locations."
+)
+@click.option("--time-budget", type=DURATION, help="Stop cleanly after so long; run again to go on.")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]")
+@click.option("--min-object-age", type=DURATION, help="Younger objects postpone their location.  [default: the site's]")
+@click.option(
+    "--max-share",
+    type=click.FloatRange(0, 1),
+    help="Brake: share of all entities, beyond 100 locations.  [default: 0.5]",
+)
+@click.option("--max-locations", type=click.IntRange(0), help="Brake: locations.")
+@click.option("--max-objects", type=click.IntRange(0), help="Brake: objects.")
+@click.option("--max-bytes", type=SIZE, help="Brake: bytes.")
+@click.option("--unsafe-ignore-registry", is_flag=True, help="Go on without knowing what the model registry needs.")
+@click.option("--tracking-uri", help="For old scripts: a database URI is taken as the backend store.")
+@click.option("--jobs", is_flag=True, hidden=True)
+@click.option("--job-ids", hidden=True)
+@click.option("--orphans", is_flag=True, hidden=True)
+@click.option("--root", "roots", multiple=True, hidden=True)
+@click.option("--own-roots", is_flag=True, hidden=True)
+@click.option("--partial", is_flag=True, hidden=True)
+@_format
+def gc(**options: Any) -> None:
+    """Purge from S3 what is deleted in MLflow: plan, show, confirm, sweep, report.
+
+    Takes every soft-deleted run, and the logged models and traces that were deleted or went with their experiment,
+    past the grace period. What anything live refers to stays. The ids only narrow it down; they never shorten the
+    grace period.
+    """
+    if options.pop("jobs") or options.pop("job_ids"):
+        raise UsageError("Jobs have no artifacts of their own: 'mlflow gc --jobs' deletes their records")
+    for name in ("orphans", "own_roots", "partial"):
+        if options.pop(name):
+            raise NotYetSupported(f"--{name.replace('_', '-')} is not part of this version yet")
+    if options.pop("roots"):
+        raise NotYetSupported("--root belongs to --orphans, which is not part of this version yet")
+    if options["workspace"] and options.pop("all_workspaces", False):
+        raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
+    _refuse_later(options["action"])
+    from mlflow_artifact_gc.cli import backlog
+
+    options.pop("all_workspaces", None)
+    options.pop("job_ids", None)
+    backlog.run(**options)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  mlflow-artifact-gc status --backend-store-uri sqlite:///mlflow.db
+"""
+)
+@_stores
+@click.option("--unsafe-ignore-registry", is_flag=True, help="Go on without knowing what the model registry needs.")
+@_format
+def status(**options: Any) -> None:
+    """Say what waits, until when, what is protected by what, and what failed. Touches nothing, and not S3."""
+    from mlflow_artifact_gc.cli import standing
+
+    standing.run(**options)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  mlflow-artifact-gc demo
+"""
+)
+@click.option("--no-wait", is_flag=True, help="Stop the servers at the end instead of leaving them up until Ctrl-C.")
+def demo(*, no_wait: bool) -> None:
+    """Show it all on this machine: an S3 server, an MLflow server, runs deleted, their objects gone.
+
+    Everything lives in a temporary folder that is removed at the end. Needs 'pip install mlflow-artifact-gc[demo]'.
+    """
+    from mlflow_artifact_gc.demo import story
+
+    story.run(wait=not no_wait)

@@ -1,0 +1,283 @@
+"""How plans, results and settings look: tables for people, JSON with a schema number for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Self
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
+from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_size
+
+SCHEMA: Final = 1
+_LINES: Final = 20
+_PLAIN_WIDTH: Final = 160
+_BAD: Final = frozenset({Outcome.FAILED, Outcome.UNKNOWN, Outcome.PAUSED})
+
+
+def console() -> Console:
+    """Standard output. Where it is no terminal, lines are long enough for a table."""
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a document, and nothing else, to standard output."""
+    click.echo(json.dumps({"schema": SCHEMA, **document}, indent=2))
+
+
+# Plans
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """A plan, every line of it."""
+    totals = plan.totals
+    return {
+        "id": plan.id,
+        "created_ms": plan.created_ms,
+        "cutoff_ms": plan.cutoff_ms,
+        "action": plan.action.value,
+        "database_id": plan.database_id,
+        "entity_rows": plan.entity_rows,
+        "unsafe": list(plan.unsafe),
+        "digest": plan.digest,
+        "totals": {
+            "locations": totals.locations,
+            "due": totals.due,
+            "due_objects": totals.due_objects,
+            "due_bytes": totals.due_bytes,
+            "by_reason": {reason.value: count for reason, count in totals.by_reason},
+        },
+        "decisions": [_decision_document(line) for line in plan.decisions],
+    }
+
+
+def _decision_document(line: Decision) -> dict[str, Any]:
+    return {
+        "kind": line.entity.kind.value,
+        "id": line.entity.id,
+        "experiment_id": line.entity.experiment_id,
+        "workspace": line.entity.workspace,
+        "uri": line.uri,
+        "location": line.location.uri if line.location else None,
+        "deleted_ms": line.deleted_ms,
+        "verdict": line.verdict.value,
+        "reason": line.reason.value,
+        "evidence": line.evidence,
+        "expected_objects": line.expected_objects,
+        "expected_bytes": line.expected_bytes,
+    }
+
+
+def show_plan(out: Console, plan: Plan, *, grace_ms: int) -> None:
+    """A line a location: what would be swept first, then what stays and why; long plans are cut, totals are not."""
+    out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} (more than {show_duration(grace_ms)} ago):")
+    ordered = sorted(plan.decisions, key=_plan_order)
+    shown = [line for verdict in Verdict for line in _first(ordered, verdict)]
+    if shown:
+        grid = table("", "what", "experiment", "deleted", "objects", "size", "why", numbers=("objects", "size"))
+        for line in shown:
+            grid.add_row(*_plan_row(line))
+        out.print(grid)
+    cut = len(plan.decisions) - len(shown)
+    if cut:
+        out.print(f"… and {cut:,} lines more (--format json has them all)")
+    _show_totals(out, plan)
+
+
+def _plan_order(line: Decision) -> tuple[int, int, int, str]:
+    reasons = list(Reason)
+    return (
+        0 if line.verdict is Verdict.SWEEP else 1,
+        reasons.index(line.reason),
+        -(line.expected_bytes or 0),
+        line.entity.id,
+    )
+
+
+def _first(lines: Sequence[Decision], verdict: Verdict) -> list[Decision]:
+    return [line for line in lines if line.verdict is verdict][:_LINES]
+
+
+def _plan_row(line: Decision) -> tuple[str | Text, ...]:
+    sweep = line.verdict is Verdict.SWEEP
+    why = line.reason.sentence + (f": {line.evidence}" if line.evidence else "")
+    return (
+        Text("sweep" if sweep else "keep", style="red" if sweep else "green"),
+        str(line.entity),
+        line.entity.experiment_id,
+        show_instant(line.deleted_ms),
+        show_count(line.expected_objects) if sweep else "",
+        show_size(line.expected_bytes) if sweep else "",
+        why,
+    )
+
+
+def _show_totals(out: Console, plan: Plan) -> None:
+    totals = plan.totals
+    measured = totals.due_objects is not None
+    amount = (
+        f", {show_count(totals.due_objects)} objects, {show_size(totals.due_bytes)}" if measured else " (not measured)"
+    )
+    out.print(f"To sweep: {_plural(totals.due, 'location')}{amount if totals.due else ''}.", style="bold")
+    kept = [f"{count:,} {REASON_WORDS[reason]}" for reason, count in totals.by_reason if reason is not Reason.DUE]
+    if kept:
+        out.print(f"To keep: {', '.join(kept)}.")
+
+
+REASON_WORDS: Final = {
+    Reason.GRACE: "in their grace period",
+    Reason.UNDATED: "without a date",
+    Reason.PROTECTED: "protected",
+    Reason.NESTED: "nested",
+    Reason.SWEPT_BEFORE: "swept before",
+    Reason.NOT_ON_S3: "not on S3",
+    Reason.OTHER_SERVER: "of another server",
+    Reason.UNREADABLE: "with an unreadable URI",
+    Reason.LAYOUT: "of another layout",
+}
+
+
+# Results
+
+
+def result_document(result: SweepResult) -> dict[str, Any]:
+    """What became of one location."""
+    location = result.decision.location
+    return {
+        "kind": result.decision.entity.kind.value,
+        "id": result.decision.entity.id,
+        "experiment_id": result.decision.entity.experiment_id,
+        "location": location.uri if location else None,
+        "action": result.action.value,
+        "outcome": result.outcome.value,
+        "detail": result.detail,
+        **{name: getattr(result, name) for name in _COUNTS},
+        "unknown": result.unknown,
+        "failures": [
+            {"key": one.key, "code": one.code, "message": one.message, "version_id": one.version_id}
+            for one in result.failures
+        ],
+        "root_proven": result.root_proven,
+        "metadata_deleted": result.metadata_deleted,
+    }
+
+
+_COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
+
+
+def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
+    """The sums over results."""
+    results = tuple(results)
+    return {
+        **{name: sum(getattr(result, name) for result in results) for name in _COUNTS},
+        "unknown": sum(result.unknown for result in results),
+        "metadata_deleted": sum(result.metadata_deleted for result in results),
+        "outcomes": {outcome.value: count for outcome, count in Counter(result.outcome for result in results).items()},
+    }
+
+
+def show_results(out: Console, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
+    """What happened: each location that did not end as planned, and the sums of what left the buckets."""
+    notable = [result for result in results if result.outcome not in (Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED)]
+    if notable:
+        grid = table("outcome", "what", "gone", "why", numbers=("gone",))
+        for result in notable[:_LINES]:
+            style = "red" if result.outcome in _BAD else "yellow"
+            gone = result.deleted_objects + result.deleted_versions
+            grid.add_row(
+                Text(result.outcome.value, style=style), str(result.decision.entity), show_count(gone), result.detail
+            )
+        out.print(grid)
+        if len(notable) > _LINES:
+            out.print(f"… and {len(notable) - _LINES:,} lines more (--format json has them all)")
+    counts = Counter(result.outcome for result in results)
+    sums = totals_document(results)
+    out.print(f"Swept {_plural(counts[Outcome.SWEPT], 'location')}, each listed again and found empty.", style="bold")
+    out.print(f"Gone: {_gone(sums)} in {seconds:.1f} s.")
+    rest = [f"{counts[outcome]:,} {word}" for outcome, word in _OUTCOME_WORDS.items() if counts[outcome]]
+    if rest:
+        out.print(f"Others: {', '.join(rest)}.")
+    if sums["metadata_deleted"] or experiments:
+        out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {_plural(len(experiments), 'experiment')}.")
+
+
+_OUTCOME_WORDS: Final = {
+    Outcome.EMPTY: "empty at first sight",
+    Outcome.POSTPONED: "postponed",
+    Outcome.PROTECTED: "protected at the last look",
+    Outcome.RESTORED: "restored meanwhile",
+    Outcome.BUSY: "being swept by another process",
+    Outcome.FOREIGN: "under another database's root",
+    Outcome.STOPPED: "not reached: run it again",
+    Outcome.PAUSED: "paused",
+    Outcome.FAILED: "failed",
+    Outcome.UNKNOWN: "unknown",
+}
+
+
+def _gone(sums: Mapping[str, int]) -> str:
+    parts = [f"{sums['deleted_objects']:,} objects"]
+    if sums["deleted_versions"]:
+        parts.append(f"{sums['deleted_versions']:,} old versions")
+    if sums["deleted_markers"]:
+        parts.append(f"{sums['deleted_markers']:,} delete markers")
+    if sums["aborted_uploads"]:
+        parts.append(_plural(sums["aborted_uploads"], "unfinished upload"))
+    return f"{', '.join(parts)}, {show_size(sums['deleted_bytes'])}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table in our style; only its last words wrap."""
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        wraps = column in ("why", "by")
+        grid.add_column(column, justify="right" if column in numbers else "left", no_wrap=not wraps, overflow="fold")
+    return grid
+
+
+class Meter:
+    """Progress on standard error: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._step = max(1, total // 10)
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(title, total=total)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        before, self._done = self._done, self._done + count
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+        elif before // self._step != self._done // self._step or self._done == self._total:
+            click.echo(f"{self._title}: {self._done:,} of {self._total:,}", err=True)
+
+    def note(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text)
+        else:
+            click.echo(text, err=True)

@@ -1,0 +1,196 @@
+"""``init``: our tables and the site's settings, in MLflow's database."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from mlflow_artifact_gc import database, journal, ownership, references, s3, schema
+from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc.cli.session import open_engine, registry_engine
+from mlflow_artifact_gc.config import Settings
+from mlflow_artifact_gc.errors import RootRefused, TablesNotReady, UnreadableUri, UsageError
+from mlflow_artifact_gc.locations import Destination, Location
+from mlflow_artifact_gc.model import Action
+from mlflow_artifact_gc.quantities import show_duration
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+_DAY_MS: Final = 86_400_000
+_SHOWN: Final = ("grace_ms", "min_object_age_ms", "orphan_quarantine_ms", "action", "models", "artifacts_destination")
+_EXIT_NOT_CURRENT: Final = TablesNotReady.exit_code
+
+
+def run(**options: Any) -> None:
+    """Carry out ``init``, and leave with its exit code."""
+    json_output = options["output"] == "json"
+    engine = open_engine(options["backend_store_uri"])
+    if options["check"]:
+        _check(engine, json_output=json_output)
+        return
+    _require_readable(options["artifacts_destination"])
+    registry = _registry_fingerprint(options["registry_store_uri"])
+
+    def statements(connection: Connection) -> tuple[journal.Site | None, journal.Site]:
+        schema.upgrade(connection)
+        before = journal.read_site(connection)
+        after = _settings(connection, before, options, registry)
+        journal.write_site(connection, after, database.clock_ms(connection))
+        return before, after
+
+    before, after = database.written(engine, statements)
+    adopted = _adopt(engine, after) if options["adopt"] else []
+    _tell(engine, before, after, adopted, json_output=json_output)
+
+
+def _check(engine: Engine, *, json_output: bool) -> None:
+    with database.reading(engine) as connection:
+        state = schema.state(connection)
+    if json_output:
+        render.print_json({"command": "init", "tables": state.value})
+    else:
+        click.echo(f"The tables of mlflow-artifact-gc in {database.display(engine.url)} are {state.value}.")
+    sys.exit(0 if state is schema.SchemaState.CURRENT else _EXIT_NOT_CURRENT)
+
+
+def _require_readable(destination: str | None) -> None:
+    try:
+        Destination.parse(destination)
+    except UnreadableUri as error:
+        raise UsageError(
+            f"The artifacts destination cannot be read: {error}; expected for example s3://bucket/prefix"
+        ) from error
+
+
+def _registry_fingerprint(uri: str | None) -> str | None:
+    if uri is None:
+        return None
+    with database.reading(registry_engine(uri)) as connection:
+        references.Registry(connection)  # Raises where there is no registry.
+        return database.fingerprint(connection)
+
+
+def _settings(
+    connection: Connection, before: journal.Site | None, options: dict[str, Any], registry: str | None
+) -> journal.Site:
+    fingerprint = database.fingerprint(connection)
+    fresh = journal.Site(
+        database_id=str(uuid.uuid4()),
+        database_fingerprint=fingerprint,
+        switched_on_ms=database.clock_ms(connection),
+        grace_ms=7 * _DAY_MS,
+        min_object_age_ms=_DAY_MS,
+        orphan_quarantine_ms=_DAY_MS,
+    )
+    site = before or fresh
+    if site.database_fingerprint != fingerprint and not options["adopt"]:
+        raise RootRefused(
+            "This tracking database was set up on another database server or path: it is a copy, or it was moved. Only "
+            "if it was moved, run 'mlflow-artifact-gc init --adopt'"
+        )
+    return journal.with_settings(
+        replace(site, database_fingerprint=fingerprint),
+        grace_ms=options["grace"],
+        min_object_age_ms=options["min_object_age"],
+        orphan_quarantine_ms=options["orphan_quarantine"],
+        action=Action(options["action"]) if options["action"] else None,
+        models=journal.Models(options["models"]) if options["models"] else None,
+        artifacts_destination=options["artifacts_destination"],
+        registry_fingerprint=registry,
+    )
+
+
+def _adopt(engine: Engine, site: journal.Site) -> list[tuple[str, int]]:
+    """Take over every root that was swept under; each gets an epoch above any other's."""
+    with database.reading(engine) as connection:
+        known = [Location.parse(uri, Destination()) for uri, _ in journal.known_roots(connection)]
+    client = s3.connect(Settings.from_env().environ, connections=1)
+    with ThreadPoolExecutor(1) as executor:
+        roots = ownership.Roots(
+            engine=engine,
+            client=client,
+            site=site,
+            destination=Destination.parse(site.artifacts_destination),
+            executor=executor,
+        )
+        return [(root.uri, roots.adopt(root)) for root in known]
+
+
+def _tell(
+    engine: Engine,
+    before: journal.Site | None,
+    after: journal.Site,
+    adopted: list[tuple[str, int]],
+    *,
+    json_output: bool,
+) -> None:
+    with database.reading(engine) as connection:
+        follow_run = after.models is journal.Models.FOLLOW_RUN
+        tracking = references.Tracking(connection, models_follow_run=follow_run)
+        waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in tracking.tombstones())
+        registry_unknown = after.registry_fingerprint is None and references.Registry(connection).empty
+    changes = _changes(before, after)
+    if json_output:
+        settings = {name: getattr(after, name) for name in _SHOWN}
+        render.print_json(
+            {
+                "command": "init",
+                "database_id": after.database_id,
+                "settings": settings,
+                "changed": sorted(changes),
+                "waiting": dict(waiting),
+                "adopted": dict(adopted),
+                "registry_known": not registry_unknown,
+            }
+        )
+        return
+    verb = "set up in" if before is None else "current in"
+    click.echo(f"mlflow-artifact-gc is {verb} {database.display(engine.url)}.")
+    for name, (old, new) in changes.items():
+        click.echo(f"  changed: {name} from {old} to {new}")
+    for uri, epoch in adopted:
+        click.echo(f"  adopted: {uri} (epoch {epoch})")
+    grace = show_duration(after.grace_ms)
+    click.echo(
+        f"From now on 'mlflow-artifact-gc gc' purges what has been deleted in MLflow for more than {grace}, unless "
+        "something live needs it; nothing is purged by itself."
+    )
+    counts = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(waiting.items()))
+    click.echo(f"Deleted in MLflow already, and waiting for an administrator's 'gc': {counts or 'nothing'}.")
+    if registry_unknown:
+        click.echo(
+            "Still to be said: this database holds no model version. Run 'init --registry-store-uri URI' with the "
+            "registry that the server uses (the backend store's own URI if they are one); 'gc' refuses until then."
+        )
+
+
+def _changes(before: journal.Site | None, after: journal.Site) -> dict[str, tuple[str, str]]:
+    if before is None:
+        return {}
+    names = [
+        field.name for field in fields(after) if field.name not in ("database_fingerprint", "registry_fingerprint")
+    ]
+    changed = {
+        name.removesuffix("_ms"): (_show(name, getattr(before, name)), _show(name, getattr(after, name)))
+        for name in names
+        if getattr(before, name) != getattr(after, name)
+    }
+    if before.registry_fingerprint != after.registry_fingerprint:
+        changed["registry"] = (
+            "unknown" if before.registry_fingerprint is None else "another database",
+            "the one given",
+        )
+    return changed
+
+
+def _show(name: str, value: object) -> str:
+    if value is None:
+        return "none"
+    return show_duration(value) if name.endswith("_ms") and isinstance(value, int) else str(value)

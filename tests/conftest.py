@@ -1,0 +1,175 @@
+"""Fixtures: servers that start when a test first asks for them, fresh buckets, fresh MLflow databases.
+
+An MLflow database takes MLflow ten seconds to make, so each test gets a copy of one that was made once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.servers import PostgresServer, S3Server
+from tests.site import Site
+
+SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
+_STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
+_PG_TEMPLATE = "mlflow_template"
+
+
+def pytest_configure() -> None:
+    """No test sends telemetry; MLflow decides that when it is imported."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+
+
+def pytest_report_header() -> str:
+    """The seed, for repeating a failure."""
+    return f"seed: {SEED} (repeat with TEST_SEED={SEED})"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the credentials, endpoints and settings of the person who runs it."""
+    for name in os.environ:
+        if name.startswith(_STEERING):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that TEST_SEED repeats, different in every test."""
+    return random.Random(f"{SEED} {request.node.nodeid}")
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS for the whole session."""
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A moto for the whole session; it believes every key."""
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL for the whole session."""
+    with servers.postgresql(tmp_path_factory.mktemp("pg")) as server:
+        yield server
+
+
+def _use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environ().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket on SeaweedFS, to which the environment points; its name."""
+    _use(seaweed, monkeypatch)
+    return servers.make_bucket(seaweed)
+
+
+@pytest.fixture
+def moto_bucket(moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket on moto, to which the environment points; its name."""
+    _use(moto_s3, monkeypatch)
+    return servers.make_bucket(moto_s3)
+
+
+def _make_mlflow_tables(uri: str) -> None:
+    """MLflow's own migrations; no experiment, so that the next store makes experiment 0 under its own root."""
+    import sqlalchemy as sa
+
+    site = Site(uri=uri, s3=_NO_S3, bucket="none", artifact_root="s3://none")
+    _ = (site.store, site.registry)
+    with site.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM experiments"))
+    site.close()
+
+
+_NO_S3 = S3Server(endpoint="http://127.0.0.1:9", access_key="none", secret_key="none")
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(request: pytest.FixtureRequest) -> Path:
+    """A file with MLflow's empty tables; kept in pytest's cache for each version of MLflow."""
+    import mlflow
+
+    template = request.config.cache.mkdir("mlflow-template") / f"{mlflow.__version__}.db"
+    if not template.exists():
+        unfinished = template.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        _make_mlflow_tables(f"sqlite:///{unfinished}")
+        unfinished.replace(template)  # at once: another pytest process may look for it
+    return template
+
+
+@pytest.fixture
+def sqlite_uri(sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh MLflow database in a file."""
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def pg_template(pg: PostgresServer) -> str:
+    """The name of a PostgreSQL database with MLflow's empty tables."""
+    _make_mlflow_tables(pg.create_database(_PG_TEMPLATE))
+    return _PG_TEMPLATE
+
+
+@pytest.fixture
+def pg_uri(pg: PostgresServer, pg_template: str) -> Iterator[str]:
+    """A fresh MLflow database on PostgreSQL."""
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    yield pg.create_database(name, template=pg_template)
+    pg.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db_uri(request: pytest.FixtureRequest) -> str:
+    """A fresh MLflow database, of each kind in turn."""
+    uri: str = request.getfixturevalue({"sqlite": "sqlite_uri", "postgresql": "pg_uri"}[request.param])
+    return uri
+
+
+@pytest.fixture
+def make_site() -> Iterator[Callable[[Site], Site]]:
+    """Hands a site through and closes its connections after the test: ``make_site(Site.direct(uri, s3, bucket))``."""
+    made: list[Site] = []
+
+    def keep(site: Site) -> Site:
+        made.append(site)
+        return site
+
+    yield keep
+    for site in made:
+        site.close()
+
+
+@pytest.fixture
+def site(sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: Callable[[Site], Site]) -> Site:
+    """The plainest site: SQLite, SeaweedFS, artifacts under ``s3://<bucket>/mlruns``."""
+    return make_site(Site.direct(sqlite_uri, seaweed, bucket))
+
+
+@pytest.fixture
+def proxied_site(sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: Callable[[Site], Site]) -> Site:
+    """The same behind MLflow's artifact proxy, with ``s3://<bucket>/artifacts`` as its destination."""
+    return make_site(Site.proxied(sqlite_uri, seaweed, bucket))
