@@ -44,19 +44,18 @@ class Fence:
     def __init__(
         self,
         *,
-        engine: Engine,
+        tracked: references.TrackingDatabase,
         registry: Engine | None,
         plan: Plan,
         destination: Destination,
-        models: journal.Models,
         owner: str,
         lease_ms: int = LEASE_MS,
     ) -> None:
-        self._engine = engine
+        self._tracked = tracked
+        self._engine = tracked.engine
         self._registry = registry
         self._plan = plan
         self._destination = destination
-        self._follow_run = models is journal.Models.FOLLOW_RUN
         self._owner = owner
         self._lease_ms = lease_ms
         self._valid_until = 0.0
@@ -117,19 +116,16 @@ class Fence:
             claim = journal.claim(
                 connection, lines, owner=self._owner, plan_id=self._plan.id, now_ms=now_ms, until_ms=until_ms
             )
-            return claim, self._tracking(connection).tombstones(line.entity for line in lines)
+            return claim, self._tracked.on(connection).tombstones(line.entity for line in lines)
 
         return database.written(self._engine, statements)
-
-    def _tracking(self, connection: Connection) -> references.Tracking:
-        return references.Tracking(connection, models_follow_run=self._follow_run)
 
     # Checks
 
     def recheck(self, lines: Sequence[Decision]) -> Admission:
         """Read stages and references once more: when the last reading is too old to act on."""
-        with database.reading(self._engine) as connection:
-            tombstones = self._tracking(connection).tombstones(line.entity for line in lines)
+        with self._tracked.reading() as tracking:
+            tombstones = tracking.tombstones(line.entity for line in lines)
         still, changed = self._split(lines, tombstones)
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*changed, *admission.rejected))
@@ -140,9 +136,9 @@ class Fence:
         wanted = {(line.entity.kind, line.entity.id, line.uri) for line in lines}
         chosen = [stone for stone in tombstones if (stone.entity.kind, stone.entity.id, stone.uri) in wanted]
         # Tombstones first, references after: what was referred to in between is seen.
-        found = references.read(self._engine, self._registry, models_follow_run=self._follow_run)
-        with database.reading(self._engine) as connection:
-            owners = self._tracking(connection).owners(planning.ids_in_places(chosen))
+        found = references.read(self._tracked, self._registry)
+        with self._tracked.reading() as tracking:
+            owners = tracking.owners(planning.ids_in_places(chosen))
         facts = planning.Facts(
             tombstones=chosen, references=found, owners=owners, destination=self._destination, swept_ms={}
         )
@@ -167,8 +163,8 @@ class Fence:
 
     def changed(self, lines: Sequence[Decision]) -> dict[Decision, str]:
         """Which of ``lines`` are no longer deleted as planned, and what happened. Cheap: by primary key."""
-        with database.reading(self._engine) as connection:
-            tombstones = self._tracking(connection).tombstones(line.entity for line in lines)
+        with self._tracked.reading() as tracking:
+            tombstones = tracking.tombstones(line.entity for line in lines)
         return {result.decision: result.detail for result in self._split(lines, tombstones)[1]}
 
     def _split(

@@ -291,25 +291,42 @@ def _state_after(result: SweepResult) -> State:
 
 def record(connection: Connection, results: Iterable[SweepResult], *, owner: str, now_ms: int) -> None:
     """Write down how each location ended, and give it back. What left the bucket counts even if the claim was lost."""
-    counted = [(result, sha256(result.decision.location)) for result in results if result.decision.location]
-    tried = (Outcome.FAILED, Outcome.UNKNOWN)
-    for result, key in counted:
-        counts = {name: intents.c[name] + getattr(result, name) for name in _COUNTS}
-        connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**counts))
-        state = _state_after(result)
-        connection.execute(
-            intents.update()
-            .where(intents.c.location_sha256 == key, intents.c.claimed_by == owner)
-            .values(
-                state=state,
-                state_ms=now_ms,
-                detail=f"{result.outcome}: {result.detail}"[:_DETAIL],
-                attempts=intents.c.attempts + int(result.outcome in tried),
-                swept_ms=now_ms if state is State.SWEPT else intents.c.swept_ms,
-                claimed_by=None,
-                claimed_until_ms=None,
-            )
-        )
+    rows = [_recorded(result, owner, now_ms) for result in results if result.decision.location]
+    if not rows:
+        return
+    counts = {name: intents.c[name] + sa.bindparam(f"n_{name}") for name in _COUNTS}
+    mine = intents.c.location_sha256 == sa.bindparam("key")
+    connection.execute(intents.update().where(mine).values(**counts), rows)
+    state: sa.BindParameter[str] = sa.bindparam("new_state", type_=sa.String)
+    now: sa.BindParameter[int] = sa.bindparam("now_ms", type_=sa.BigInteger)
+    connection.execute(
+        intents.update()
+        .where(mine, intents.c.claimed_by == sa.bindparam("owner"))
+        .values(
+            state=state,
+            state_ms=now,
+            detail=sa.bindparam("new_detail"),
+            attempts=intents.c.attempts + sa.bindparam("tried"),
+            swept_ms=sa.case((state == State.SWEPT, now), else_=intents.c.swept_ms),
+            claimed_by=None,
+            claimed_until_ms=None,
+        ),
+        rows,
+    )
+
+
+def _recorded(result: SweepResult, owner: str, now_ms: int) -> dict[str, Any]:
+    if result.decision.location is None:
+        raise AssertionError(result)
+    return {
+        "key": sha256(result.decision.location),
+        "owner": owner,
+        "now_ms": now_ms,
+        "new_state": _state_after(result),
+        "new_detail": f"{result.outcome}: {result.detail}"[:_DETAIL],
+        "tried": int(result.outcome in (Outcome.FAILED, Outcome.UNKNOWN)),
+        **{f"n_{name}": getattr(result, name) for name in _COUNTS},
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from mlflow_artifact_gc import database
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.model import Entity, EntityKind
-from mlflow_artifact_gc.references import DELETED, Columns, Tracking
+from mlflow_artifact_gc.references import DELETED, Columns, TrackingDatabase
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection
 
     from mlflow_artifact_gc.policy import Scope
 
@@ -72,12 +72,12 @@ _OF_EXPERIMENT: Final = (
 class Eraser:
     """Deletes rows of one database. Knows which tables this version of MLflow has."""
 
-    def __init__(self, engine: Engine, *, models_follow_run: bool) -> None:
-        self._engine = engine
-        self._follow_run = models_follow_run
+    def __init__(self, tracked: TrackingDatabase) -> None:
+        self._tracked = tracked
+        self._engine = tracked.engine
         names = {name for name, _ in _ROWS.values()} | {name for name, _ in _LINKS} | {"experiments", "input_tags"}
         names |= {name for children in _CHILDREN.values() for name, _ in children} | set(_OF_EXPERIMENT)
-        with database.reading(engine) as connection:
+        with database.reading(self._engine) as connection:
             self._columns = Columns.probe(connection, *names)
 
     def erase(self, entities: Iterable[Entity]) -> set[Entity]:
@@ -106,8 +106,7 @@ class Eraser:
 
     def _erase_rows(self, connection: Connection, kind: EntityKind, batch: Sequence[Entity]) -> set[Entity]:
         self._lock(connection, kind, batch)
-        tracking = Tracking(connection, models_follow_run=self._follow_run)
-        deleted = {stone.entity.id for stone in tracking.tombstones(batch)}
+        deleted = {stone.entity.id for stone in self._tracked.on(connection).tombstones(batch)}
         chosen = [entity for entity in batch if entity.id in deleted]
         ids = [entity.id for entity in chosen]
         if not ids:

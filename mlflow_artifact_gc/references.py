@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import unquote
@@ -41,7 +41,7 @@ class Columns:
 
     @classmethod
     def probe(cls, connection: Connection, *names: str) -> Columns:
-        return cls({name: database.columns(connection, name) for name in names})
+        return cls(database.columns(connection, *names))
 
     def has(self, table: str, *columns: str) -> bool:
         return set(columns) <= self.tables[table] if columns else bool(self.tables[table])
@@ -57,9 +57,9 @@ _REGISTRY: Final = ("model_versions", "registered_model_aliases")
 class Tracking:
     """The tracking database, read over one connection."""
 
-    def __init__(self, connection: Connection, *, models_follow_run: bool) -> None:
+    def __init__(self, connection: Connection, columns: Columns, *, models_follow_run: bool) -> None:
         self._connection = connection
-        self._columns = Columns.probe(connection, *_TRACKING)
+        self._columns = columns
         self._models_follow_run = models_follow_run
         self._experiments = self._columns.table("experiments")
         self._runs = self._columns.table("runs")
@@ -282,7 +282,8 @@ class Tracking:
             for id_ in ids:
                 if id_ not in stages:
                     problems.append(f"there is no {what} {id_} in this database")
-                elif stages[id_] != DELETED and not self._goes_along(what, id_):
+                # A live experiment is a scope: its deleted runs.
+                elif what != "experiment" and stages[id_] != DELETED and not self._goes_along(what, id_):
                     problems.append(f"{what} {id_} is live: delete it in MLflow first")
         return problems
 
@@ -298,6 +299,31 @@ class Tracking:
     def _goes_along(self, what: str, id_: str) -> bool:
         entity = Entity(kind=EntityKind.LOGGED_MODEL, id=id_, experiment_id="")
         return what == "logged model" and bool(self.tombstones([entity]))
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingDatabase:
+    """A tracking database, probed once, and the site's word on when a logged model goes."""
+
+    engine: Engine
+    columns: Columns
+    models_follow_run: bool
+
+    @classmethod
+    def probe(cls, engine: Engine, *, models_follow_run: bool) -> TrackingDatabase:
+        """Raises DatabaseUnusable."""
+        with database.reading(engine) as connection:
+            return cls(engine, Columns.probe(connection, *_TRACKING), models_follow_run)
+
+    def on(self, connection: Connection) -> Tracking:
+        """The tracking database over a connection that is open."""
+        return Tracking(connection, self.columns, models_follow_run=self.models_follow_run)
+
+    @contextmanager
+    def reading(self) -> Iterator[Tracking]:
+        """One transaction that only reads."""
+        with database.reading(self.engine) as connection:
+            yield self.on(connection)
 
 
 _ID_COLUMNS: Final = (
@@ -476,15 +502,14 @@ def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> 
     ]
 
 
-def read(engine: Engine, registry_engine: Engine | None, *, models_follow_run: bool) -> list[Reference]:
+def read(tracked: TrackingDatabase, registry_engine: Engine | None) -> list[Reference]:
     """``gather`` over fresh connections, in transactions that only read.
 
     Raises:
         ReferencesIncomplete: something could not be read: nothing may be touched then.
     """
     try:
-        with database.reading(engine) as connection, ExitStack() as stack:
-            tracking = Tracking(connection, models_follow_run=models_follow_run)
+        with tracked.reading() as tracking, ExitStack() as stack:
             registry = None
             if registry_engine is not None:
                 registry = Registry(stack.enter_context(database.reading(registry_engine)))

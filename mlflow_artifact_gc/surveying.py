@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.planning import ListingTask
     from mlflow_artifact_gc.s3 import S3Client
 
+_PROBES: Final = 3
 _KEPT_ENTRIES: Final = 20_000
 """Entries of one listing that are kept; a larger location is listed again, page by page, to be acted on."""
 _STRANGERS: Final = 5_000
@@ -97,9 +99,12 @@ class Surveyor:
     def _ask(self, bucket: str) -> Versioning | StorageError:
         try:
             # A right that is missing must be named before anything is deleted, not when the result is verified.
-            for listing in (s3.versions, s3.uploads):
-                next(listing(self._client, bucket, s3.MARKER_NAME), None)
-            return s3.bucket_versioning(self._client, bucket)
+            with ThreadPoolExecutor(_PROBES) as probes:
+                rights = [probes.submit(_probe, listing, self._client, bucket) for listing in (s3.versions, s3.uploads)]
+                versioning = probes.submit(s3.bucket_versioning, self._client, bucket)
+                for right in rights:
+                    right.result()
+                return versioning.result()
         except StorageError as error:
             return error
 
@@ -169,6 +174,10 @@ class Surveyor:
             if number % 1000 == 0 and self._stopped():
                 raise Stopped
             yield entry
+
+
+def _probe(listing: Callable[..., Iterator[Entry]], client: S3Client, bucket: str) -> None:
+    next(listing(client, bucket, s3.MARKER_NAME), None)
 
 
 class _TooManyStrangers(Exception):

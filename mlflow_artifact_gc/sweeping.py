@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, processes
+from mlflow_artifact_gc import database, journal, planning, processes, references
 from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
 from mlflow_artifact_gc.locations import Location
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.s3 import S3Client
 
 _BATCH: Final = 500
+_POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Equipment:
     """What a sweep works with. ``others`` are places of rows that may prove a root to be the right one."""
 
-    engine: Engine
+    tracked: references.TrackingDatabase
     registry: Engine | None
     client: S3Client
     site: journal.Site
@@ -82,19 +83,19 @@ class _Sweep:
     ) -> None:
         self._plan, self._equipment, self._orders, self._stop = plan, equipment, orders, stop
         self._executor = executor
+        self._engine = equipment.tracked.engine
         self._owner = processes.identity()
         self._surveyor = Surveyor(equipment.client, self._stopped)
         self._fence = Fence(
-            engine=equipment.engine,
+            tracked=equipment.tracked,
             registry=equipment.registry,
             plan=plan,
             destination=equipment.destination,
-            models=equipment.site.models,
             owner=self._owner,
             lease_ms=equipment.lease_ms,
         )
         self._roots = Roots(
-            engine=equipment.engine,
+            engine=self._engine,
             client=equipment.client,
             site=equipment.site,
             destination=equipment.destination,
@@ -112,7 +113,7 @@ class _Sweep:
 
     def run(self) -> Report:
         """Plan started, batches, plan finished: a start without an end in the journal is the trace of a crash."""
-        with database.writing(self._equipment.engine) as connection:
+        with database.writing(self._engine) as connection:
             journal.plan_started(connection, self._plan, database.clock_ms(connection))
         error: ArtifactGcError | None = None
         experiments: list[str] = []
@@ -126,7 +127,7 @@ class _Sweep:
             error = found
         self._fill_up()
         counts = Counter(result.outcome for result in self._results)
-        with database.writing(self._equipment.engine) as connection:
+        with database.writing(self._engine) as connection:
             journal.plan_finished(connection, self._plan.id, counts, database.clock_ms(connection))
         results = tuple(
             replace(result, metadata_deleted=True) if result.decision.entity in self._gone else result
@@ -151,23 +152,25 @@ class _Sweep:
         busy = [result.decision for result in self._results if result.outcome is Outcome.BUSY]
         if not busy or self._stopped():
             return
-        with database.reading(self._equipment.engine) as connection:
-            wait_ms = journal.claimed_for_ms(connection, busy, database.clock_ms(connection))
-        self._orders.on_note(
-            f"waiting up to {wait_ms // 1000 + 1} s for {len(busy):,} locations claimed by another process"
-        )
-        until = time.monotonic() + wait_ms / 1000 + 0.5
-        while time.monotonic() < until and not self._stopped():
-            self._stop.wait(min(0.5, max(0.0, until - time.monotonic())))
+        wait_ms = self._claimed_ms(busy)
+        others = f"{len(busy):,} locations claimed by another process"
+        self._orders.on_note(f"waiting up to {wait_ms // 1000 + 1} s for {others}")
+        until = time.monotonic() + wait_ms / 1000 + _POLL_S
+        while time.monotonic() < until and self._claimed_ms(busy) > 0 and not self._stopped():
+            self._stop.wait(_POLL_S)
         if not self._stopped():
             self._results = [result for result in self._results if result.outcome is not Outcome.BUSY]
             self._batches(busy)
+
+    def _claimed_ms(self, lines: Sequence[Decision]) -> int:
+        with database.reading(self._engine) as connection:
+            return journal.claimed_for_ms(connection, lines, database.clock_ms(connection))
 
     # One batch
 
     def _batch(self, lines: Sequence[Decision]) -> None:
         read_s = time.monotonic()
-        with database.reading(self._equipment.engine) as connection:
+        with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
         admission = self._fence.admit(lines)
         for result in admission.rejected:
@@ -187,7 +190,7 @@ class _Sweep:
         """Record what happened, also when an error ended the batch half-way, and delete metadata."""
         reached = {result.decision for result in finished}
         finished += [ended(line, Outcome.STOPPED, "") for line in due if line not in reached]
-        with database.writing(self._equipment.engine) as connection:
+        with database.writing(self._engine) as connection:
             journal.record(connection, finished, owner=self._owner, now_ms=database.clock_ms(connection))
         self._results += finished
         if self._orders.delete_metadata:
@@ -202,8 +205,7 @@ class _Sweep:
 
     def _erase(self) -> Eraser:
         if self._eraser is None:
-            follow_run = self._equipment.site.models is journal.Models.FOLLOW_RUN
-            self._eraser = Eraser(self._equipment.engine, models_follow_run=follow_run)
+            self._eraser = Eraser(self._equipment.tracked)
         return self._eraser
 
     def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int) -> Iterator[SweepResult]:

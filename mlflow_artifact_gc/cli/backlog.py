@@ -118,9 +118,7 @@ class _Backlog:
                 self._show(plan)
             if dry_run or not plan.due:
                 if self._json:
-                    render.print_json(
-                        {"command": "gc", "plan": render.plan_document(plan), "results": [], "exit_code": 0}
-                    )
+                    render.print_json(render.report_document(plan, sweeping.Report(results=()), code=0))
                 return 0
             require_within_brakes(plan)
             if not yes:
@@ -189,8 +187,9 @@ class _Backlog:
             return
         render.show_plan(self._out, plan, grace_ms=self._wishes.grace_ms)
         if self._kept_models:
+            models = render.plural(self._kept_models, "logged model")
             self._out.print(
-                f"Kept beside: {self._kept_models:,} logged models of deleted runs, because MLflow still shows them "
+                f"Kept beside: {models} of deleted runs, because MLflow still shows them "
                 "('init --models follow-run' lets them go with their run)."
             )
         for tripped in brakes(plan):
@@ -212,7 +211,7 @@ class _Backlog:
 
     def _sweep(self, plan: Plan, dense: frozenset[Location], deadline_s: float | None) -> sweeping.Report:
         equipment = sweeping.Equipment(
-            engine=self._session.engine,
+            tracked=self._session.tracked,
             registry=self._session.registry,
             client=self._connected(),
             site=self._session.site,
@@ -238,17 +237,7 @@ class _Backlog:
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
         if self._json:
-            render.print_json(
-                {
-                    "command": "gc",
-                    "plan": render.plan_document(plan),
-                    "results": [render.result_document(result) for result in report.results],
-                    "experiments_deleted": list(report.experiments_deleted),
-                    "totals": render.totals_document(report.results),
-                    "error": str(report.error) if report.error else None,
-                    "exit_code": code,
-                }
-            )
+            render.print_json(render.report_document(plan, report, code=code))
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
             render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_size
+from mlflow_artifact_gc.sweeping import Report
 
 SCHEMA: Final = 1
 _LINES: Final = 20
@@ -127,7 +128,7 @@ def _show_totals(out: Console, plan: Plan) -> None:
     amount = (
         f", {show_count(totals.due_objects)} objects, {show_size(totals.due_bytes)}" if measured else " (not measured)"
     )
-    out.print(f"To sweep: {_plural(totals.due, 'location')}{amount if totals.due else ''}.", style="bold")
+    out.print(f"To sweep: {plural(totals.due, 'location')}{amount if totals.due else ''}.", style="bold")
     kept = [f"{count:,} {REASON_WORDS[reason]}" for reason, count in totals.by_reason if reason is not Reason.DUE]
     if kept:
         out.print(f"To keep: {', '.join(kept)}.")
@@ -174,6 +175,19 @@ def result_document(result: SweepResult) -> dict[str, Any]:
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
 
 
+def report_document(plan: Plan, report: Report, *, code: int) -> dict[str, Any]:
+    """All that ``gc`` has to say: the plan, what became of each location, the sums, the exit code."""
+    return {
+        "command": "gc",
+        "plan": plan_document(plan),
+        "results": [result_document(result) for result in report.results],
+        "experiments_deleted": list(report.experiments_deleted),
+        "totals": totals_document(report.results),
+        "error": str(report.error) if report.error else None,
+        "exit_code": code,
+    }
+
+
 def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
     """The sums over results."""
     results = tuple(results)
@@ -201,13 +215,13 @@ def show_results(out: Console, results: Sequence[SweepResult], *, experiments: S
             out.print(f"… and {len(notable) - _LINES:,} lines more (--format json has them all)")
     counts = Counter(result.outcome for result in results)
     sums = totals_document(results)
-    out.print(f"Swept {_plural(counts[Outcome.SWEPT], 'location')}, each listed again and found empty.", style="bold")
+    out.print(f"Swept {plural(counts[Outcome.SWEPT], 'location')}, each listed again and found empty.", style="bold")
     out.print(f"Gone: {_gone(sums)} in {seconds:.1f} s.")
     rest = [f"{counts[outcome]:,} {word}" for outcome, word in _OUTCOME_WORDS.items() if counts[outcome]]
     if rest:
         out.print(f"Others: {', '.join(rest)}.")
     if sums["metadata_deleted"] or experiments:
-        out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {_plural(len(experiments), 'experiment')}.")
+        out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {plural(len(experiments), 'experiment')}.")
 
 
 _OUTCOME_WORDS: Final = {
@@ -231,11 +245,12 @@ def _gone(sums: Mapping[str, int]) -> str:
     if sums["deleted_markers"]:
         parts.append(f"{sums['deleted_markers']:,} delete markers")
     if sums["aborted_uploads"]:
-        parts.append(_plural(sums["aborted_uploads"], "unfinished upload"))
+        parts.append(plural(sums["aborted_uploads"], "unfinished upload"))
     return f"{', '.join(parts)}, {show_size(sums['deleted_bytes'])}"
 
 
-def _plural(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """``1 run``, ``2 runs``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 

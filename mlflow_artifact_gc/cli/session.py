@@ -20,10 +20,14 @@ _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 class Session:
     """A database that is set up, its site, and the registry that protects. ``registry`` None: told to ignore it."""
 
-    engine: Engine
+    tracked: references.TrackingDatabase
     site: journal.Site
     registry: Engine | None
     destination: Destination
+
+    @property
+    def engine(self) -> Engine:
+        return self.tracked.engine
 
 
 def open_engine(uri: str | None) -> Engine:
@@ -73,7 +77,8 @@ def open_session(
         )
     registry = None if unsafe_ignore_registry else open_registry(engine, site.registry_fingerprint, registry_store_uri)
     destination = Destination.parse(artifacts_destination or site.artifacts_destination)
-    return Session(engine=engine, site=site, registry=registry, destination=destination)
+    tracked = references.TrackingDatabase.probe(engine, models_follow_run=site.models is journal.Models.FOLLOW_RUN)
+    return Session(tracked=tracked, site=site, registry=registry, destination=destination)
 
 
 def registry_engine(uri: str) -> Engine:
@@ -131,9 +136,8 @@ def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undat
         UsageError: an id of ``scope`` is unknown or live.
         ReferencesIncomplete, DatabaseUnusable: nothing may be touched.
     """
-    follow_run = session.site.models is journal.Models.FOLLOW_RUN
     with database.reading(session.engine) as connection:
-        tracking = references.Tracking(connection, models_follow_run=follow_run)
+        tracking = session.tracked.on(connection)
         problems = tracking.known(scope)
         if problems:
             raise UsageError("; ".join(problems))
@@ -141,11 +145,9 @@ def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undat
         rows = tracking.entity_rows()
         kept_models = tracking.models_of_deleted_runs()
         swept = journal.swept(connection)
-    found = references.read(session.engine, session.registry, models_follow_run=follow_run)
-    with database.reading(session.engine) as connection:
-        owners = references.Tracking(connection, models_follow_run=follow_run).owners(
-            planning.ids_in_places(tombstones)
-        )
+    found = references.read(session.tracked, session.registry)
+    with session.tracked.reading() as tracking:
+        owners = tracking.owners(planning.ids_in_places(tombstones))
     facts = planning.Facts(
         tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms=swept
     )
@@ -155,9 +157,7 @@ def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undat
 
 def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Location, ...]:
     """Locations of other rows of the same experiments: an object in one of them proves a root."""
-    with database.reading(session.engine) as connection:
-        follow_run = session.site.models is journal.Models.FOLLOW_RUN
-        tracking = references.Tracking(connection, models_follow_run=follow_run)
+    with session.tracked.reading() as tracking:
         samples = tracking.samples(sorted({line.entity.experiment_id for line in lines}))
     places = (policy.place_of(sample, session.destination).location for sample in samples)
     return tuple(place for place in places if place)

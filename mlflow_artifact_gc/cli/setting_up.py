@@ -131,9 +131,10 @@ def _tell(
     *,
     json_output: bool,
 ) -> None:
+    follow_run = after.models is journal.Models.FOLLOW_RUN
+    tracked = references.TrackingDatabase.probe(engine, models_follow_run=follow_run)
     with database.reading(engine) as connection:
-        follow_run = after.models is journal.Models.FOLLOW_RUN
-        tracking = references.Tracking(connection, models_follow_run=follow_run)
+        tracking = tracked.on(connection)
         waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in tracking.tombstones())
         registry_unknown = after.registry_fingerprint is None and references.Registry(connection).empty
     changes = _changes(before, after)

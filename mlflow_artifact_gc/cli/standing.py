@@ -83,7 +83,8 @@ def _print(
     if rest:
         out.print(f"Kept: {', '.join(rest)}.")
     if found.kept_models:
-        out.print(f"Kept beside: {found.kept_models:,} logged models of deleted runs, because MLflow still shows them.")
+        models = render.plural(found.kept_models, "logged model")
+        out.print(f"Kept beside: {models} of deleted runs, because MLflow still shows them.")
     gone = f"{summary.deleted_objects + summary.deleted_versions:,} objects, {show_size(summary.deleted_bytes)}"
     swept = summary.by_state.get(journal.State.SWEPT, 0) + summary.by_state.get(journal.State.CLOSED, 0)
     out.print(f"So far: {swept:,} locations swept, {gone} gone.")
