@@ -1,0 +1,210 @@
+"""The same backlog through stock ``mlflow gc`` and through ours: whole processes, wall clock and CPU.
+
+    python -m benchmarks.gc [--runs 200] [--objects 20] [--repeats 3] [--delays-ms 0 20]
+
+Both tools get the same database and the same objects, one after the other, alternating; both delete the rows too. Each
+time the bucket is listed afterwards, and a tool that left something behind ends the benchmark. In the same run it
+measures what the server itself can do: DeleteObjects on known keys, 16 requests at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.delay_proxy import delayed
+from mlflow_artifact_gc.demo.servers import S3Server, seaweedfs
+from tests.servers import make_bucket, s3_client
+from tests.site import Site
+
+ENTRY_POINTS = {"mlflow gc": ["-m", "mlflow"], "mlflow-artifact-gc": ["-m", "mlflow_artifact_gc"]}
+PER_REQUEST = 1000
+THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One whole process."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backlog:
+    """A database with deleted runs, and the keys of their objects. ``folder`` holds its copies."""
+
+    folder: Path
+    database: Path
+    server: S3Server
+    bucket: str
+    dead: Sequence[str]
+    live: Sequence[str]
+
+    def refill(self) -> str:
+        """Put every object where it was and take a fresh copy of the database; its URI."""
+        client = s3_client(self.server)
+        with ThreadPoolExecutor(THREADS) as pool:
+            keys = [*self.dead, *self.live]
+            list(pool.map(lambda key: client.put_object(Bucket=self.bucket, Key=key, Body=b"0123456789"), keys))
+        # Always the same path: to ours, a copy elsewhere is another database.
+        copy = self.folder / "mlflow.db"
+        shutil.copy(self.database, copy)
+        return f"sqlite:///{copy}"
+
+    def check(self, uri: str) -> None:
+        """Whether exactly the dead objects and rows have gone."""
+        pages = s3_client(self.server).get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        found = {row["Key"] for page in pages for row in page.get("Contents", ())}
+        found = {key for key in found if not key.endswith("/_mlflow-artifact-gc.json")}
+        if found != set(self.live):
+            raise SystemExit(f"{len(found)} objects are left where {len(self.live)} were expected")
+        site = Site.direct(uri, self.server, self.bucket)
+        rows = [row for row in site.rows() if row.kind == "run"]
+        site.close()
+        if any(row.stage == "deleted" for row in rows) or not rows:
+            raise SystemExit("rows of deleted runs are left, or none at all")
+
+    def forget_marker(self) -> None:
+        """The next copy of the database has never swept here."""
+        s3_client(self.server).delete_object(Bucket=self.bucket, Key="mlruns/_mlflow-artifact-gc.json")
+
+
+def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int) -> Backlog:
+    """An experiment with ``runs`` deleted runs and ``live`` others, each of ``objects`` objects; opted in."""
+    bucket = make_bucket(server)
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    site = Site.direct(uri, server, bucket)
+    experiment = site.experiment()
+    kept = [site.run(experiment, n_objects=objects) for _ in range(live)]
+    dead = [site.run(experiment, n_objects=objects) for _ in range(runs)]
+    for run in dead:
+        site.delete_run(run)
+    owned = site.objects
+    site.close()
+    command = ["init", "--backend-store-uri", uri, "--registry-store-uri", uri, "--grace", "0s", "--min-object-age", "0s"]
+    subprocess.run([sys.executable, "-m", "mlflow_artifact_gc", *command], check=True, stdout=subprocess.DEVNULL)
+    shutil.move(folder / "mlflow.db", folder / "origin.db")
+    return Backlog(
+        folder=folder,
+        database=folder / "origin.db",
+        server=server,
+        bucket=bucket,
+        dead=[key for key, one in owned.items() if one.owner not in kept],
+        live=[key for key, one in owned.items() if one.owner in kept],
+    )
+
+
+def timed(argv: Sequence[str], environ: dict[str, str]) -> Timing:
+    """Run a whole process."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall_s = time.perf_counter() - started
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{argv}: {process.returncode}\n{log.read().decode()[-2000:]}")
+    return Timing(wall_s=wall_s, cpu_s=usage.ru_utime + usage.ru_stime)
+
+
+def argv_of(tool: str, uri: str) -> list[str]:
+    """The command line of a tool."""
+    own = ["--yes", "--metadata", "delete", "--max-share", "1"] if tool == "mlflow-artifact-gc" else []
+    return [sys.executable, *ENTRY_POINTS[tool], "gc", "--backend-store-uri", uri, *own]
+
+
+def environ_of(server: S3Server, uri: str) -> dict[str, str]:
+    """Only what both tools need."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "_MLFLOW_"))}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_TRACKING_URI": uri}
+    return {**kept, **server.environ(), **quiet}
+
+
+def raw_limit(backlog: Backlog) -> float:
+    """Objects per second that the server deletes when the keys are known: no listing, no decision."""
+    backlog.refill()
+    client = s3_client(backlog.server)
+    batches = [backlog.dead[start : start + PER_REQUEST] for start in range(0, len(backlog.dead), PER_REQUEST)]
+
+    def delete(keys: Sequence[str]) -> None:
+        listed: Any = [{"Key": key} for key in keys]
+        client.delete_objects(Bucket=backlog.bucket, Delete={"Objects": listed, "Quiet": True})
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(delete, batches))
+    return len(backlog.dead) / (time.perf_counter() - started)
+
+
+def compare(backlog: Backlog, server: S3Server, repeats: int) -> dict[str, list[Timing]]:
+    """Both tools in turn, as often as asked."""
+    found: dict[str, list[Timing]] = {tool: [] for tool in ENTRY_POINTS}
+    for repeat in range(repeats):
+        # The order changes, so that neither always comes second.
+        for tool in sorted(ENTRY_POINTS, reverse=bool(repeat % 2)):
+            uri = backlog.refill()
+            backlog.forget_marker()
+            found[tool].append(timed(argv_of(tool, uri), environ_of(server, uri)))
+            backlog.check(uri)
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, and the lowest and highest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def show(delay_ms: float, found: dict[str, list[Timing]]) -> None:
+    """A row a tool, and how many times faster ours is."""
+    for tool, timings in found.items():
+        wall, cpu = [one.wall_s for one in timings], [one.cpu_s for one in timings]
+        print(f"| {delay_ms:g} ms | `{tool}` | {spread(wall)} | {spread(cpu)} |", flush=True)
+    stock, ours = (statistics.median(one.wall_s for one in found[tool]) for tool in ENTRY_POINTS)
+    print(f"| {delay_ms:g} ms | **ours is faster by** | **{stock / ours:.1f} times** | |", flush=True)
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--objects", type=int, default=20)
+    parser.add_argument("--live", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--delays-ms", type=float, nargs="*", default=[0, 20])
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        server = stack.enter_context(seaweedfs(folder / "s3"))
+        backlog = build(folder, server, runs=wanted.runs, objects=wanted.objects, live=wanted.live)
+        print(
+            f"{wanted.runs} deleted runs of {wanted.objects} objects beside {wanted.live} live ones, SQLite, SeaweedFS on "
+            f"the same machine; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+            f"MLflow {version('mlflow')}, boto3 {version('boto3')}; {wanted.repeats} repeats, alternating.\n"
+        )
+        print("| round trip added | command | wall seconds: median (lowest–highest) | CPU seconds |")
+        print("|---|---|---|---|", flush=True)
+        for delay_ms in wanted.delays_ms:
+            slowed = stack.enter_context(delayed(server, delay_ms / 1000, folder=folder)) if delay_ms else server
+            show(delay_ms, compare(backlog, slowed, wanted.repeats))
+        limits = [raw_limit(backlog) for _ in range(wanted.repeats)]
+        print(f"\nThe server's own limit, DeleteObjects on known keys: {spread(limits)} objects a second.")
+
+
+if __name__ == "__main__":
+    main()
