@@ -105,7 +105,7 @@ class Reason(StrEnum):
 
 
 _SENTENCES = {
-    Reason.DUE: "deleted in MLflow and past its grace period",
+    Reason.DUE: "deleted long enough ago, and nothing live needs it",
     Reason.GRACE: "still in its grace period",
     Reason.UNDATED: "its row says not when it was deleted (--include-undated, or name its id)",
     Reason.PROTECTED: "something live needs it",

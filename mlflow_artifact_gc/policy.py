@@ -93,16 +93,17 @@ def decide(  # noqa: PLR0911 - one return a reason is what makes it readable
     """Keep or sweep a tombstone, and the evidence. What is not known keeps it."""
     if place.location is None:
         return place.problem or Reason.UNREADABLE, place.evidence
-    if tombstone.deleted_ms is None and not found.take_undated:
-        return Reason.UNDATED, ""
-    if tombstone.deleted_ms is not None and tombstone.deleted_ms > cutoff_ms:
-        return Reason.GRACE, ""
     if found.swept_before:
         return Reason.SWEPT_BEFORE, ""
+    # Before the dates, so that whoever asks learns what will stay even after them.
     if found.protected_by:
         return Reason.PROTECTED, found.protected_by
     if found.nested_with:
         return Reason.NESTED, found.nested_with
+    if tombstone.deleted_ms is None and not found.take_undated:
+        return Reason.UNDATED, ""
+    if tombstone.deleted_ms is not None and tombstone.deleted_ms > cutoff_ms:
+        return Reason.GRACE, ""
     return Reason.DUE, ""
 
 

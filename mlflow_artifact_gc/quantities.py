@@ -72,6 +72,11 @@ def show_count(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
+def show_minute(instant_ms: int | None) -> str:
+    """To the minute, in UTC: ``2026-11-22 03:19Z``."""
+    return "unknown" if instant_ms is None else show_instant(instant_ms)[:-4] + "Z"
+
+
 def show_instant(instant_ms: int | None) -> str:
     """To the second, in UTC: ``2026-11-22 03:19:39Z``."""
     if instant_ms is None:

@@ -33,7 +33,7 @@ class _Group(click.Group):
             _complain(ctx, error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("Interrupted; nothing is half-recorded.", err=True)
+            click.echo("Interrupted.", err=True)
             ctx.exit(130)
 
 

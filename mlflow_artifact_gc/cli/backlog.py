@@ -185,7 +185,7 @@ class _Backlog:
         if not plan.decisions:
             self._out.print("Nothing in this database is deleted: there is nothing to do.")
             return
-        render.show_plan(self._out, plan, grace_ms=self._wishes.grace_ms)
+        render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
         if self._kept_models:
             models = render.plural(self._kept_models, "logged model")
             self._out.print(

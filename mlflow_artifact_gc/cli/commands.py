@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mlflow_artifact_gc.errors import NotYetSupported, UsageError
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int, Any]
+    _TextsType = click.ParamType[tuple[str, ...], Any]
+else:  # Generic since click 8.5 only.
+    _IntType = _TextsType = click.ParamType
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class _Parsed(click.ParamType[int, Any]):
+class _Parsed(_IntType):
     """A parameter that one of our own parsers reads."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
@@ -33,7 +39,7 @@ DURATION = _Parsed("duration", parse_duration)
 SIZE = _Parsed("size", parse_size)
 
 
-class _Ids(click.ParamType[tuple[str, ...], Any]):
+class _Ids(_TextsType):
     """Comma-separated ids, as 'mlflow gc' takes them."""
 
     name = "ids"

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
-from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_size
+from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 from mlflow_artifact_gc.sweeping import Report
 
 SCHEMA: Final = 1
 _LINES: Final = 20
+_QUIET_S: Final = 5.0
 _PLAIN_WIDTH: Final = 160
 _BAD: Final = frozenset({Outcome.FAILED, Outcome.UNKNOWN, Outcome.PAUSED})
 
@@ -78,20 +79,45 @@ def _decision_document(line: Decision) -> dict[str, Any]:
     }
 
 
-def show_plan(out: Console, plan: Plan, *, grace_ms: int) -> None:
-    """A line a location: what would be swept first, then what stays and why; long plans are cut, totals are not."""
-    out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} (more than {show_duration(grace_ms)} ago):")
+def show_plan(out: Console, plan: Plan, *, older_than_ms: int, grace_ms: int) -> None:
+    """A line a location: what would be swept, then what stays and why; long plans are cut, totals are not."""
+    site = "" if older_than_ms == grace_ms else f"; the site's grace period is {show_duration(grace_ms)}"
+    ago = f"more than {show_duration(older_than_ms)} ago{site}"
+    out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} ({ago}).\n")
     ordered = sorted(plan.decisions, key=_plan_order)
-    shown = [line for verdict in Verdict for line in _first(ordered, verdict)]
-    if shown:
-        grid = table("", "what", "experiment", "deleted", "objects", "size", "why", numbers=("objects", "size"))
-        for line in shown:
-            grid.add_row(*_plan_row(line))
-        out.print(grid)
-    cut = len(plan.decisions) - len(shown)
-    if cut:
-        out.print(f"… and {cut:,} lines more (--format json has them all)")
+    sweep, keep = ([line for line in ordered if line.verdict is verdict] for verdict in (Verdict.SWEEP, Verdict.KEEP))
+    if sweep:
+        _show_sweep(out, sweep)
+    if keep:
+        _show_keep(out, keep)
     _show_totals(out, plan)
+
+
+def _show_sweep(out: Console, lines: Sequence[Decision]) -> None:
+    grid = table("sweep", "experiment", "deleted", "objects", "size", "reason", numbers=("objects", "size"))
+    for line in lines[:_LINES]:
+        grid.add_row(
+            Text(str(line.entity), style="red"),
+            line.entity.experiment_id,
+            show_minute(line.deleted_ms),
+            show_count(line.expected_objects),
+            show_size(line.expected_bytes),
+            line.reason.value,
+        )
+    _show_table(out, grid, cut=len(lines) - _LINES)
+
+
+def _show_keep(out: Console, lines: Sequence[Decision]) -> None:
+    grid = table("keep", "deleted", "reason", "why")
+    for line in lines[:_LINES]:
+        why = line.evidence or line.reason.sentence
+        grid.add_row(Text(str(line.entity), style="green"), show_minute(line.deleted_ms), line.reason.value, why)
+    _show_table(out, grid, cut=len(lines) - _LINES)
+
+
+def _show_table(out: Console, grid: Table, *, cut: int) -> None:
+    show_table(out, grid)
+    out.print(f"… and {cut:,} more (--format json has them all)\n" if cut > 0 else "")
 
 
 def _plan_order(line: Decision) -> tuple[int, int, int, str]:
@@ -101,24 +127,6 @@ def _plan_order(line: Decision) -> tuple[int, int, int, str]:
         reasons.index(line.reason),
         -(line.expected_bytes or 0),
         line.entity.id,
-    )
-
-
-def _first(lines: Sequence[Decision], verdict: Verdict) -> list[Decision]:
-    return [line for line in lines if line.verdict is verdict][:_LINES]
-
-
-def _plan_row(line: Decision) -> tuple[str | Text, ...]:
-    sweep = line.verdict is Verdict.SWEEP
-    why = line.reason.sentence + (f": {line.evidence}" if line.evidence else "")
-    return (
-        Text("sweep" if sweep else "keep", style="red" if sweep else "green"),
-        str(line.entity),
-        line.entity.experiment_id,
-        show_instant(line.deleted_ms),
-        show_count(line.expected_objects) if sweep else "",
-        show_size(line.expected_bytes) if sweep else "",
-        why,
     )
 
 
@@ -202,6 +210,7 @@ def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
 def show_results(out: Console, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
     """What happened: each location that did not end as planned, and the sums of what left the buckets."""
     notable = [result for result in results if result.outcome not in (Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED)]
+    out.print("")
     if notable:
         grid = table("outcome", "what", "gone", "why", numbers=("gone",))
         for result in notable[:_LINES]:
@@ -210,9 +219,7 @@ def show_results(out: Console, results: Sequence[SweepResult], *, experiments: S
             grid.add_row(
                 Text(result.outcome.value, style=style), str(result.decision.entity), show_count(gone), result.detail
             )
-        out.print(grid)
-        if len(notable) > _LINES:
-            out.print(f"… and {len(notable) - _LINES:,} lines more (--format json has them all)")
+        _show_table(out, grid, cut=len(notable) - _LINES)
     counts = Counter(result.outcome for result in results)
     sums = totals_document(results)
     out.print(f"Swept {plural(counts[Outcome.SWEPT], 'location')}, each listed again and found empty.", style="bold")
@@ -256,19 +263,30 @@ def plural(count: int, word: str) -> str:
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """An empty table in our style; only its last words wrap."""
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
         wraps = column in ("why", "by")
         grid.add_column(column, justify="right" if column in numbers else "left", no_wrap=not wraps, overflow="fold")
     return grid
 
 
+def show_table(out: Console, grid: Table) -> None:
+    """Print a table; without the blanks at the ends of lines where it goes into a file."""
+    if out.is_terminal:
+        out.print(grid)
+        return
+    with out.capture() as captured:
+        out.print(grid)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
 class Meter:
-    """Progress on standard error: a bar on a terminal, a plain line now and then elsewhere."""
+    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
-        self._step = max(1, total // 10)
+        self._told = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -285,13 +303,16 @@ class Meter:
             self._bar.stop()
 
     def advance(self, count: int = 1) -> None:
-        before, self._done = self._done, self._done + count
+        """So many more locations are done."""
+        self._done += count
         if self._bar:
             self._bar.update(self._task, completed=self._done)
-        elif before // self._step != self._done // self._step or self._done == self._total:
+        elif time.monotonic() - self._told > _QUIET_S:
+            self._told = time.monotonic()
             click.echo(f"{self._title}: {self._done:,} of {self._total:,}", err=True)
 
     def note(self, text: str) -> None:
+        """Something that a waiting person wants to know."""
         if self._bar:
             self._bar.console.print(text)
         else:

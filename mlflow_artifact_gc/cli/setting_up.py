@@ -152,21 +152,22 @@ def _tell(
             }
         )
         return
+    out = render.console()
     verb = "set up in" if before is None else "current in"
-    click.echo(f"mlflow-artifact-gc is {verb} {database.display(engine.url)}.")
+    out.print(f"mlflow-artifact-gc is {verb} {database.display(engine.url)}.")
     for name, (old, new) in changes.items():
-        click.echo(f"  changed: {name} from {old} to {new}")
+        out.print(f"  changed: {name} from {old} to {new}")
     for uri, epoch in adopted:
-        click.echo(f"  adopted: {uri} (epoch {epoch})")
+        out.print(f"  adopted: {uri} (epoch {epoch})")
     grace = show_duration(after.grace_ms)
-    click.echo(
+    out.print(
         f"From now on 'mlflow-artifact-gc gc' purges what has been deleted in MLflow for more than {grace}, unless "
         "something live needs it; nothing is purged by itself."
     )
     counts = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(waiting.items()))
-    click.echo(f"Deleted in MLflow already, and waiting for an administrator's 'gc': {counts or 'nothing'}.")
+    out.print(f"Deleted in MLflow already, and waiting for an administrator's 'gc': {counts or 'nothing'}.")
     if registry_unknown:
-        click.echo(
+        out.print(
             "Still to be said: this database holds no model version. Run 'init --registry-store-uri URI' with the "
             "registry that the server uses (the backend store's own URI if they are one); 'gc' refuses until then."
         )

@@ -95,26 +95,31 @@ def _print(
         grid = render.table("protected", "by")
         for line in protected[:_EXAMPLES]:
             grid.add_row(str(line.entity), line.evidence)
-        out.print(grid)
+        out.print("")
+        render.show_table(out, grid)
         if len(protected) > _EXAMPLES:
             out.print(f"… and {len(protected) - _EXAMPLES:,} more (--format json has them all)")
     if summary.failed:
         grid = render.table("failed", "location", "why")
         for kind, id_, location, detail in summary.failed:
             grid.add_row(f"{kind.replace('_', ' ')} {id_}", location, detail)
-        out.print(grid)
+        out.print("")
+        render.show_table(out, grid)
 
 
 def _sentence(counts: Counter[Reason], site: journal.Site, next_ms: int | None) -> str:
     due, waiting = counts[Reason.DUE], counts[Reason.GRACE]
     grace = show_duration(site.grace_ms)
     if not due and not waiting:
-        return "Nothing waits: no deleted run, model or trace has artifacts to purge."
+        return "Nothing waits: no deleted run, model or trace is due, or will be."
     parts = []
     if due:
-        parts.append(f"{due:,} deleted locations are past their grace period ({grace}) and wait for 'gc'")
+        verb = "is past its" if due == 1 else "are past their"
+        parts.append(f"{render.plural(due, 'deleted location')} {verb} grace period ({grace}): 'gc' purges what is due")
     if waiting:
-        parts.append(f"{waiting:,} are still in it, the next until {show_instant(next_ms)}")
+        verb = "is in its" if waiting == 1 else "are in their"
+        until = f"the next until {show_instant(next_ms)}"
+        parts.append(f"{render.plural(waiting, 'deleted location')} {verb} grace period ({grace}), {until}")
     return "; ".join(parts) + "."
 
 
