@@ -96,7 +96,17 @@ def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int)
         site.delete_run(run)
     owned = site.objects
     site.close()
-    command = ["init", "--backend-store-uri", uri, "--registry-store-uri", uri, "--grace", "0s", "--min-object-age", "0s"]
+    command = [
+        "init",
+        "--backend-store-uri",
+        uri,
+        "--registry-store-uri",
+        uri,
+        "--grace",
+        "0s",
+        "--min-object-age",
+        "0s",
+    ]
     subprocess.run([sys.executable, "-m", "mlflow_artifact_gc", *command], check=True, stdout=subprocess.DEVNULL)
     shutil.move(folder / "mlflow.db", folder / "origin.db")
     return Backlog(
@@ -167,7 +177,7 @@ def compare(backlog: Backlog, server: S3Server, repeats: int) -> dict[str, list[
 
 def spread(values: Sequence[float]) -> str:
     """Median, and the lowest and highest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def show(delay_ms: float, found: dict[str, list[Timing]]) -> None:
@@ -193,11 +203,11 @@ def main() -> None:
         server = stack.enter_context(seaweedfs(folder / "s3"))
         backlog = build(folder, server, runs=wanted.runs, objects=wanted.objects, live=wanted.live)
         print(
-            f"{wanted.runs} deleted runs of {wanted.objects} objects beside {wanted.live} live ones, SQLite, SeaweedFS on "
-            f"the same machine; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+            f"{wanted.runs} deleted runs of {wanted.objects} objects beside {wanted.live} live ones, SQLite, SeaweedFS "
+            f"on the same machine; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
             f"MLflow {version('mlflow')}, boto3 {version('boto3')}; {wanted.repeats} repeats, alternating.\n"
         )
-        print("| round trip added | command | wall seconds: median (lowest–highest) | CPU seconds |")
+        print("| round trip added | command | wall seconds: median (lowest to highest) | CPU seconds |")
         print("|---|---|---|---|", flush=True)
         for delay_ms in wanted.delays_ms:
             slowed = stack.enter_context(delayed(server, delay_ms / 1000, folder=folder)) if delay_ms else server

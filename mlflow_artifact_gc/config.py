@@ -12,6 +12,7 @@ from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
 PREFIX = "MLFLOW_ARTIFACT_GC_"
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,7 @@ class Settings:
     max_bytes: int | None = None
     max_objects: int | None = None
     max_share: float | None = None
+    action: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -34,11 +36,28 @@ class Settings:
             environ=found,
             grace_ms=_read(found, "GRACE", parse_duration),
             min_object_age_ms=_read(found, "MIN_OBJECT_AGE", parse_duration),
-            concurrency=_read(found, "CONCURRENCY", int),
+            concurrency=_read(found, "CONCURRENCY", _between(int, 1, 256)),
             max_bytes=_read(found, "MAX_BYTES", parse_size),
-            max_objects=_read(found, "MAX_OBJECTS", int),
-            max_share=_read(found, "MAX_SHARE", float),
+            max_objects=_read(found, "MAX_OBJECTS", _between(int, 0, 2**63)),
+            max_share=_read(found, "MAX_SHARE", _between(float, 0, 1)),
+            action=_read(found, "ACTION", _action),
         )
+
+
+def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str], _N]:
+    def read(text: str) -> _N:
+        number = parse(text)
+        if not least <= number <= most:  # also what is not a number (nan)
+            raise UsageError(f"{text!r} is not between {least} and {most}")
+        return number
+
+    return read
+
+
+def _action(text: str) -> str:
+    if text != "purge":
+        raise UsageError(f"{text!r} is not part of this version yet: use purge")
+    return text
 
 
 def _read(environ: Mapping[str, str], name: str, parse: Callable[[str], _T]) -> _T | None:

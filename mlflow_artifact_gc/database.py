@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -54,6 +56,9 @@ def open_engine(uri: str) -> Engine:
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     with reading(engine) as connection:
+        # Its server has the primary's identity, and may lag behind it.
+        if url.get_backend_name() == "postgresql" and connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar():
+            raise DatabaseUnusable(f"{display(url)} is a replica, which may lag behind: give the URI of the primary")
         connection.execute(sa.select(sa.literal(1)))
     return engine
 
@@ -61,9 +66,9 @@ def open_engine(uri: str) -> Engine:
 def _checked_url(uri: str) -> URL:
     try:
         url = make_url(uri)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise DatabaseUnusable(
-            "The backend store is not a database URI: expected one as 'mlflow server --backend-store-uri' takes it, "
+            "This is not a database URI: expected one as 'mlflow server --backend-store-uri' takes it, "
             "for example sqlite:///mlflow.db or postgresql://user@host/mlflow"
         ) from error
     if url.get_backend_name() not in SUPPORTED:
@@ -81,12 +86,32 @@ def _check_sqlite_file(url: URL) -> None:
     database = url.database or ":memory:"
     if database == ":memory:" or not Path(database.removeprefix("file:").partition("?")[0]).is_file():
         raise DatabaseUnusable(
-            f"There is no database at {display(url)}: expected the file that MLflow's server uses; give its URI with "
-            "--backend-store-uri, an absolute path with four slashes (sqlite:////var/lib/mlflow.db)"
+            f"There is no database at {display(url)}: expected the file that MLflow's server uses; correct the URI "
+            "(an absolute path takes four slashes: sqlite:////var/lib/mlflow.db)"
         )
 
 
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """On SQLite one transaction of ours at a time.
+
+    A commit of ours that waits for a reader of ours keeps every other reader out, MLflow's included; and a second
+    reader of ours that waits for a user's commit, which waits for our first one, makes that commit fail.
+    """
+    turn = _turns.get(engine)
+    if turn is None:
+        yield
+        return
+    with turn:
+        yield
+
+
+_turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
+
+
 def _prepare_sqlite(engine: Engine) -> None:
+    _turns[engine] = threading.Lock()
+
     @sa.event.listens_for(engine, "connect")
     def _connect(dbapi: Any, _record: object) -> None:
         # The driver's own BEGIN comes late and is never IMMEDIATE: we send ours.
@@ -104,7 +129,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One transaction that only reads: one snapshot on PostgreSQL and SQLite. Raises DatabaseUnusable."""
-    with _translated(engine), engine.connect() as connection:
+    with _translated(engine), _turn(engine), engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             # Sets this very connection, until it goes back to the pool.
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -115,7 +140,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One short transaction that writes; committed at the end. Raises DatabaseUnusable."""
-    with _translated(engine), engine.connect() as connection:
+    with _translated(engine), _turn(engine), engine.connect() as connection:
         connection.execution_options(**{_WRITE: True})
         with connection.begin():
             yield connection
@@ -149,14 +174,18 @@ def _translated(engine: Engine) -> Iterator[None]:
 
 def display(url: URL) -> str:
     """A database URL without user, password and options: they may hold secrets."""
-    place = f"{url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
+    # A password whose "@" is not written as %40 ends up in what is taken for the host.
+    host = (url.host or "").rpartition("@")[2]
+    place = f"{host}{f':{url.port}' if url.port else ''}" if host else ""
     return f"{url.get_backend_name()}://{place}/{url.database or ''}"
 
 
 def _first_line(error: Exception, url: URL) -> str:
     origin = error.orig if isinstance(error, DBAPIError) and error.orig else error
     line = (str(origin).strip().splitlines() or [type(error).__name__])[0]
-    secrets = [url.password, *(value for value in url.query.values() if isinstance(value, str))]
+    options = {name: value for name, value in url.query.items() if isinstance(value, str)}
+    secrets = [url.password, (url.host or "").rpartition("@")[0]]
+    secrets += [value for name, value in options.items() if "pass" in name or "key" in name or "token" in name]
     for secret in filter(None, secrets):
         line = line.replace(secret, "***")
     return re.sub(r"\w+(\+\w+)?://\S+", "…", line)
@@ -203,6 +232,11 @@ def require_mlflow(connection: Connection) -> None:
             "'mlflow db upgrade' with its URI"
         )
     revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if revision is None:
+        raise DatabaseUnusable(
+            f"MLflow's tables in {where} say no revision: its set-up was not finished. Run 'mlflow db upgrade' with "
+            "its URI"
+        )
     known = _installed_revisions()
     if known and revision not in known:
         raise DatabaseUnusable(

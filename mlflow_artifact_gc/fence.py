@@ -161,11 +161,17 @@ class Fence:
         # Each line passed `_same` just before: one without a date was planned without one.
         return any(line.deleted_ms is None for line in lines)
 
-    def changed(self, lines: Sequence[Decision]) -> dict[Decision, str]:
-        """Which of ``lines`` are no longer deleted as planned, and what happened. Cheap: by primary key."""
-        with self._tracked.reading() as tracking:
-            tombstones = tracking.tombstones(line.entity for line in lines)
-        return {result.decision: result.detail for result in self._split(lines, tombstones)[1]}
+    def changed(self, lines: Sequence[Decision]) -> dict[Decision, SweepResult]:
+        """Which of ``lines`` may not be touched any more: not deleted as planned, or not ours. Cheap: by key.
+
+        The claim is asked of the database and its clock: ours stands still while the machine sleeps.
+        """
+        with database.reading(self._engine) as connection:
+            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            now_ms = database.clock_ms(connection)
+            held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
+        lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
+        return {result.decision: result for result in (*lost, *self._split(lines, tombstones)[1])}
 
     def _split(
         self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]

@@ -19,6 +19,7 @@ from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, SweepResul
 from mlflow_artifact_gc.tables import intents, plans, roots, site
 
 _DETAIL: Final = 1000
+_URI: Final = 2048
 _IN_LIMIT: Final = 500
 
 
@@ -260,7 +261,7 @@ def _new_intent(line: Decision, now_ms: int) -> dict[str, Any]:
         "entity_id": line.entity.id,
         "experiment_id": line.entity.experiment_id,
         "workspace": line.entity.workspace,
-        "uri": line.uri,
+        "uri": line.uri[:_URI],
         "deleted_ms": line.deleted_ms,
         "first_seen_ms": now_ms,
         "state": State.PENDING,
@@ -273,9 +274,37 @@ def _new_intent(line: Decision, now_ms: int) -> dict[str, Any]:
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
 
 
+def _lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
+    # In the order of the ids, as `claim` does: two processes that lock the same rows never wait for each other.
+    connection.execute(sa.select(intents.c.id).where(mine).order_by(intents.c.id).with_for_update())
+
+
+def release(connection: Connection, *, owner: str, now_ms: int) -> None:
+    """Give back what ``owner`` has claimed and not ended: pending again."""
+    mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
+    _lock(connection, mine)
+    values = {"state": State.PENDING, "state_ms": now_ms, "claimed_by": None, "claimed_until_ms": None}
+    connection.execute(intents.update().where(mine).values(**values))
+
+
+def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_ms: int) -> set[Location]:
+    """Those locations of ``lines`` whose claim ``owner`` still has."""
+    keys = [sha256(line.location) for line in lines if line.location]
+    found: set[Location] = set()
+    for start in range(0, len(keys), _IN_LIMIT):
+        query = sa.select(intents.c.bucket, intents.c.prefix).where(
+            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]),
+            intents.c.claimed_by == owner,
+            intents.c.claimed_until_ms > now_ms,
+        )
+        found.update(Location(bucket, prefix) for bucket, prefix in connection.execute(query))
+    return found
+
+
 def renew(connection: Connection, *, owner: str, until_ms: int) -> int:
     """Put off the end of all claims of ``owner``; how many there are."""
     mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
+    _lock(connection, mine)
     return int(connection.execute(intents.update().where(mine).values(claimed_until_ms=until_ms)).rowcount)
 
 
@@ -294,6 +323,9 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     rows = [_recorded(result, owner, now_ms) for result in results if result.decision.location]
     if not rows:
         return
+    keys = [row["key"] for row in rows]
+    for start in range(0, len(keys), _IN_LIMIT):
+        _lock(connection, intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]))
     counts = {name: intents.c[name] + sa.bindparam(f"n_{name}") for name in _COUNTS}
     mine = intents.c.location_sha256 == sa.bindparam("key")
     connection.execute(intents.update().where(mine).values(**counts), rows)

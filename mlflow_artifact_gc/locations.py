@@ -128,7 +128,8 @@ class Destination:
         if scoped and segments[1] != workspace:
             raise UnreadableUri(f"{path!r} lies in another workspace than {workspace!r}")
         if workspace != DEFAULT_WORKSPACE and not scoped:
-            segments = [WORKSPACES_FOLDER, workspace, *segments]
+            # A server would look under workspaces/<name>/; the objects of what was moved there stay where they were.
+            raise UnreadableUri(f"{path!r} does not lie in the folder of its workspace {workspace!r}: it was moved")
         key = self.root.prefix + "/".join(segments)
         return Location.checked(path, self.root.bucket, key)
 

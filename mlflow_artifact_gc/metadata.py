@@ -6,14 +6,16 @@ A row is locked and its stage read again in the transaction that deletes it: wha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
 from mlflow_artifact_gc import database
 from mlflow_artifact_gc.errors import DatabaseUnusable
-from mlflow_artifact_gc.model import Entity, EntityKind
+from mlflow_artifact_gc.locations import Destination
+from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Tombstone
+from mlflow_artifact_gc.policy import place_of
 from mlflow_artifact_gc.references import DELETED, Columns, TrackingDatabase
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ _CHILDREN: Final = {
         ("latest_metrics", "run_uuid"),
         ("params", "run_uuid"),
         ("tags", "run_uuid"),
-        ("logged_model_metrics", "run_id"),
     ),
     EntityKind.LOGGED_MODEL: (
         ("logged_model_metrics", "model_id"),
@@ -72,42 +73,49 @@ _OF_EXPERIMENT: Final = (
 class Eraser:
     """Deletes rows of one database. Knows which tables this version of MLflow has."""
 
-    def __init__(self, tracked: TrackingDatabase) -> None:
+    def __init__(self, tracked: TrackingDatabase, destination: Destination) -> None:
         self._tracked = tracked
+        self._destination = destination
         self._engine = tracked.engine
         names = {name for name, _ in _ROWS.values()} | {name for name, _ in _LINKS} | {"experiments", "input_tags"}
         names |= {name for children in _CHILDREN.values() for name, _ in children} | set(_OF_EXPERIMENT)
         with database.reading(self._engine) as connection:
             self._columns = Columns.probe(connection, *names)
 
-    def erase(self, entities: Iterable[Entity]) -> set[Entity]:
-        """Delete the rows of those of ``entities`` that are still deleted; returns those whose rows are gone.
+    def erase(self, verified: Mapping[Entity, Sequence[Decision]]) -> set[Entity]:
+        """Delete the rows of those entities that are deleted as planned; returns those whose rows are gone.
 
         A batch that the database refuses is tried again row by row: what something unknown refers to stays.
+
+        Args:
+            verified: each entity with all its lines of the plan, every one of them verified.
         """
         gone: set[Entity] = set()
         by_kind: defaultdict[EntityKind, list[Entity]] = defaultdict(list)
-        for entity in entities:
+        for entity in verified:
             by_kind[entity.kind].append(entity)
         # Logged models and traces first: runs and experiments are referred to by them.
         for kind in (EntityKind.TRACE, EntityKind.LOGGED_MODEL, EntityKind.RUN):
             for batch in _batches(by_kind[kind], _BATCH):
-                gone |= self._erase_batch(kind, batch)
+                gone |= self._erase_batch(kind, {entity: verified[entity] for entity in batch})
         return gone
 
-    def _erase_batch(self, kind: EntityKind, batch: Sequence[Entity]) -> set[Entity]:
+    def _erase_batch(self, kind: EntityKind, batch: Mapping[Entity, Sequence[Decision]]) -> set[Entity]:
         try:
             with database.writing(self._engine) as connection:
                 return self._erase_rows(connection, kind, batch)
         except DatabaseUnusable:
             if len(batch) == 1:
                 return set()
-            return {entity for one in batch for entity in self._erase_batch(kind, [one])}
+            return {gone for entity, lines in batch.items() for gone in self._erase_batch(kind, {entity: lines})}
 
-    def _erase_rows(self, connection: Connection, kind: EntityKind, batch: Sequence[Entity]) -> set[Entity]:
-        self._lock(connection, kind, batch)
-        deleted = {stone.entity.id for stone in self._tracked.on(connection).tombstones(batch)}
-        chosen = [entity for entity in batch if entity.id in deleted]
+    def _erase_rows(
+        self, connection: Connection, kind: EntityKind, batch: Mapping[Entity, Sequence[Decision]]
+    ) -> set[Entity]:
+        self._lock(connection, kind, list(batch))
+        chosen = self._as_planned(connection, batch)
+        if kind is EntityKind.RUN:
+            chosen = self._without_metrics_of_models(connection, chosen)
         ids = [entity.id for entity in chosen]
         if not ids:
             return set()
@@ -120,11 +128,38 @@ class Eraser:
                 connection.execute(sa.delete(table).where(table.c[key].in_(ids)))
         return set(chosen)
 
+    def _as_planned(self, connection: Connection, batch: Mapping[Entity, Sequence[Decision]]) -> list[Entity]:
+        """Those that are deleted since the very date, and at the very places, that were planned and verified."""
+        stones: defaultdict[str, list[Tombstone]] = defaultdict(list)
+        for stone in self._tracked.on(connection).tombstones(batch):
+            stones[stone.entity.id].append(stone)
+        return [entity for entity, lines in batch.items() if self._same(stones[entity.id], lines)]
+
+    def _same(self, stones: Sequence[Tombstone], lines: Sequence[Decision]) -> bool:
+        places = {line.location for line in lines}
+        dates = {line.deleted_ms for line in lines}
+        return bool(stones) and all(
+            stone.deleted_ms in dates and place_of(stone, self._destination).location in places for stone in stones
+        )
+
+    def _without_metrics_of_models(self, connection: Connection, entities: Sequence[Entity]) -> list[Entity]:
+        """A logged model that stays keeps its metrics, and they refer to the run that logged them."""
+        if not self._columns.has("logged_model_metrics", "run_id"):
+            return list(entities)
+        metrics = self._columns.table("logged_model_metrics")
+        ids = [entity.id for entity in entities]
+        query = sa.select(metrics.c.run_id).where(metrics.c.run_id.in_(ids)).distinct()
+        needed = set(connection.execute(query).scalars())
+        return [entity for entity in entities if entity.id not in needed]
+
     def _lock(self, connection: Connection, kind: EntityKind, batch: Sequence[Entity]) -> None:
         experiments = self._columns.table("experiments")
         of = sorted({int(entity.experiment_id) for entity in batch})
         connection.execute(
-            sa.select(experiments.c.experiment_id).where(experiments.c.experiment_id.in_(of)).with_for_update()
+            sa.select(experiments.c.experiment_id)
+            .where(experiments.c.experiment_id.in_(of))
+            # Not against the key: a run can be made in a live experiment meanwhile.
+            .with_for_update(key_share=True)
         )
         name, column = _ROWS[kind]
         table = self._columns.table(name)
@@ -184,6 +219,11 @@ class Eraser:
             if self._columns.has(name, "experiment_id"):
                 table = self._columns.table(name)
                 connection.execute(sa.delete(table).where(table.c.experiment_id == id_))
+        if self._columns.has("entity_associations"):
+            links = self._columns.table("entity_associations")
+            ends = ((links.c.source_type, links.c.source_id), (links.c.destination_type, links.c.destination_id))
+            for type_, end in ends:
+                connection.execute(sa.delete(links).where(type_ == "experiment", end == str(id_)))
         connection.execute(sa.delete(experiments).where(mine))
         return True
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any
 
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Location
 
@@ -211,16 +210,16 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 over the header and each line, in their order."""
         sha = hashlib.sha256()
-        header = [self.id, self.created_ms, self.cutoff_ms, self.action, self.database_id, list(self.unsafe)]
-        sha.update(_canonical([*header, _fields(self.limits)]))
+        sha.update(_canonical(_fields(self, without="decisions")))
         for line in self.decisions:
-            place = line.location.uri if line.location else None
-            sha.update(_canonical([line.entity.kind, line.entity.id, place, line.deleted_ms, line.reason]))
+            sha.update(_canonical(_fields(line)))
         return sha.hexdigest()
 
 
-def _fields(limits: Limits) -> dict[str, Any]:
-    return {name: getattr(limits, name) for name in Limits.__slots__}
+def _fields(value: object, without: str = "") -> object:
+    if not is_dataclass(value):
+        return value
+    return {one.name: _fields(getattr(value, one.name)) for one in fields(value) if one.name != without}
 
 
 def _canonical(value: object) -> bytes:

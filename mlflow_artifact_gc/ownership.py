@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, journal, s3
-from mlflow_artifact_gc.errors import ArtifactGcError, DestinationUnproven, RootRefused
+from mlflow_artifact_gc.errors import ArtifactGcError, DestinationUnproven, RootRefused, StorageError
 from mlflow_artifact_gc.model import Decision, Outcome
 from mlflow_artifact_gc.s3 import marker
 
@@ -47,7 +47,7 @@ class Roots:
         self._site = site
         self._destination = destination
         self._executor = executor
-        self._foreign: dict[Location, str] = {}
+        self._around: dict[Location, Standing] = {}
         self._epochs: dict[Location, int] = {}
 
     def standing(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
@@ -69,19 +69,42 @@ class Roots:
         except _Foreign as error:
             return Standing(outcome=Outcome.FOREIGN, detail=str(error))
 
-    def owner_between(self, root: Location, line: Decision) -> str:
-        """Which other database's marker lies between ``root`` and the location, if any."""
-        if line.location is None:
-            return ""
-        folders = [at for at in line.location.parent(2).ancestors() if root.contains(at) and at != root]
-        return next((owner for at in folders if (owner := self._foreign_at(at))), "")
+    def standing_around(self, root: Location, line: Decision) -> Standing:
+        """Whether another marker lies in a folder around the location, above ``root`` or beneath it.
 
-    def _foreign_at(self, folder: Location) -> str:
-        if folder not in self._foreign:
-            found = marker.read(self._client, folder)
-            ours = found is None or found.database_id == self._site.database_id
-            self._foreign[folder] = "" if ours else _whose(folder, found)
-        return self._foreign[folder]
+        Raises:
+            BucketPaused, Transient: that cannot be said.
+        """
+        folders = line.location.ancestors() if line.location else ()
+        refused = (self._marked(folder) for folder in folders if folder != root)
+        return next((standing for standing in refused if standing.outcome is not None), Standing())
+
+    def _marked(self, folder: Location) -> Standing:
+        if folder not in self._around:
+            try:
+                self._around[folder] = Standing()
+                found = marker.read(self._client, folder)
+                if found is not None:
+                    self._require_ours(folder, found)
+            except RootRefused as error:
+                self._around[folder] = Standing(outcome=Outcome.PAUSED, detail=str(error))
+            except _Foreign as error:
+                self._around[folder] = Standing(outcome=Outcome.FOREIGN, detail=str(error))
+            except StorageError:
+                del self._around[folder]
+                raise
+        return self._around[folder]
+
+    def _require_ours(self, folder: Location, found: marker.Marker) -> None:
+        if found.database_id != self._site.database_id:
+            raise _Foreign(_whose(folder, found))
+        with database.reading(self._engine) as connection:
+            fingerprint = database.fingerprint(connection)
+        if found.fingerprint != fingerprint:
+            raise RootRefused(
+                f"The marker object in {folder.uri} was written by this tracking database on another server: "
+                "this one is a copy, or it was moved. Only if it was moved, run 'mlflow-artifact-gc init --adopt'"
+            )
 
     def _enter(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
         source = "destination" if root == self._destination.root else "experiments"
@@ -114,7 +137,6 @@ class Roots:
         found = marker.read(self._client, root)
         with database.reading(self._engine) as connection:
             row = journal.read_root(connection, root)
-            fingerprint = database.fingerprint(connection)
         if found is None:
             if row is not None and row.marker_epoch > 0:
                 raise RootRefused(
@@ -122,13 +144,7 @@ class Roots:
                     "replaced? If it is the right one, run 'mlflow-artifact-gc init --adopt'"
                 )
             return None
-        if found.database_id != self._site.database_id:
-            raise _Foreign(_whose(root, found))
-        if found.fingerprint != fingerprint:
-            raise RootRefused(
-                f"The marker object under {root.uri} was written by this tracking database on another database server: "
-                "this one is a copy, or it was moved. Only if it was moved, run 'mlflow-artifact-gc init --adopt'"
-            )
+        self._require_ours(root, found)
         epoch = row.epoch if row else 0
         if found.epoch > epoch:
             raise RootRefused(

@@ -10,7 +10,7 @@ from typing import Final
 
 from mlflow_artifact_gc.errors import ReferencesIncomplete, UnreadableUri
 from mlflow_artifact_gc.locations import Destination, Location, proxied_path
-from mlflow_artifact_gc.model import Decision, EntityKind, Plan, Reason, Reference, Tombstone
+from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Plan, Reason, Reference, Tombstone
 from mlflow_artifact_gc.policy import Circumstances, Place, Scope, decide, place_of, root_of
 from mlflow_artifact_gc.protection import Candidate, Protection, cores
 
@@ -92,7 +92,15 @@ def decisions(
         )
         reason, evidence = decide(tombstone, place, found, cutoff_ms)
         made.append(_decision(tombstone, place, reason, evidence, facts.destination))
-    return tuple(made)
+    return _without_twins(made)
+
+
+def _without_twins(lines: Sequence[Decision]) -> tuple[Decision, ...]:
+    """One line a location: a trace's two URIs may name one place (its data, and their archive in the same folder)."""
+    kept: dict[tuple[Entity, Location | str], Decision] = {}
+    for line in lines:
+        kept.setdefault((line.entity, line.location or line.uri), line)
+    return tuple(kept.values())
 
 
 def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts) -> dict[int, tuple[str, str]]:
@@ -197,14 +205,17 @@ def dense_parents(lines: Iterable[Decision], rows: Mapping[tuple[EntityKind, str
         rows: how many entities of a kind each experiment has.
     """
     due: defaultdict[Location, int] = defaultdict(int)
-    total: dict[Location, int] = {}
+    total: defaultdict[Location, dict[tuple[EntityKind, str], int]] = defaultdict(dict)
     for line in lines:
         if line.location:
             parent = line.location.parent(2)
             due[parent] += 1
-            total[parent] = rows.get((line.entity.kind, line.entity.experiment_id), 0)
+            whose = (line.entity.kind, line.entity.experiment_id)
+            total[parent][whose] = rows.get(whose, 0)
     return frozenset(
-        parent for parent, count in due.items() if count >= _DENSE_FROM and count >= _DENSE_SHARE * total[parent]
+        parent
+        for parent, count in due.items()
+        if count >= _DENSE_FROM and count >= _DENSE_SHARE * sum(total[parent].values())
     )
 
 

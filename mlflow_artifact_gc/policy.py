@@ -20,6 +20,9 @@ _SHAPES: Final = {
 swept: it cannot be an experiment's, a root's or a truncated one."""
 
 
+_LONGEST_KEY: Final = 1024
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scope:
     """Which tombstones a command may touch. Empty tuples and None: all."""
@@ -69,7 +72,7 @@ class Circumstances:
     take_undated: bool = False
 
 
-def place_of(tombstone: Tombstone, destination: Destination) -> Place:
+def place_of(tombstone: Tombstone, destination: Destination) -> Place:  # noqa: PLR0911 - one return a problem
     """The location of a tombstone, if its URI has the shape that MLflow gives to such artifacts."""
     if tombstone.uri.partition(":")[0].lower() in ("s3a", "s3n"):
         return Place(problem=Reason.NOT_ON_S3, evidence="MLflow writes to s3: only")
@@ -81,8 +84,11 @@ def place_of(tombstone: Tombstone, destination: Destination) -> Place:
         return Place(problem=Reason.NOT_ON_S3, evidence=str(error))
     except UnreadableUri as error:
         return Place(problem=Reason.UNREADABLE, evidence=str(error))
+    if len(location.prefix.encode()) > _LONGEST_KEY:
+        return Place(problem=Reason.UNREADABLE, evidence=f"its prefix is longer than S3's {_LONGEST_KEY} bytes")
     shape = tuple(part.format(id=tombstone.entity.id) for part in _SHAPES[tombstone.entity.kind])
-    if "/" in tombstone.entity.id or tuple(location.prefix.split("/")[:-1][-len(shape) :]) != shape:
+    found = tuple(location.prefix.split("/")[:-1][-len(shape) :])
+    if not tombstone.entity.id or "/" in tombstone.entity.id or found != shape:
         return Place(problem=Reason.LAYOUT, evidence=f"expected …/{'/'.join(shape)}/, found {location.uri}")
     return Place(location=location)
 
@@ -147,11 +153,13 @@ def brakes(plan: Plan) -> list[str]:
     if limits.max_locations is not None and totals.due > limits.max_locations:
         tripped.append(f"{totals.due:,} locations are more than --max-locations {limits.max_locations:,} allows")
     if limits.max_objects is not None and (totals.due_objects is None or totals.due_objects > limits.max_objects):
-        found = show_count(totals.due_objects)
+        found = "An unknown number of" if totals.due_objects is None else show_count(totals.due_objects)
         tripped.append(f"{found} objects are more than --max-objects {limits.max_objects:,} allows")
     if limits.max_bytes is not None and (totals.due_bytes is None or totals.due_bytes > limits.max_bytes):
-        found = show_size(totals.due_bytes)
-        tripped.append(f"{found} are more than --max-bytes {show_size(limits.max_bytes)} allows")
+        found, allowed = show_size(totals.due_bytes), show_size(limits.max_bytes)
+        if found == allowed:
+            found, allowed = f"{show_count(totals.due_bytes)} B", f"{limits.max_bytes:,} B"
+        tripped.append(f"{found} are more than --max-bytes {allowed} allows")
     return tripped
 
 

@@ -25,7 +25,19 @@ def is_dead(owner: str) -> bool:
     if len(parts) != _PARTS or not machine or parts[1] != machine or not parts[2].isdigit():
         return False
     # A number that is used again belongs to a process with another start.
-    return _started(int(parts[2])) != parts[3]
+    started = _started(int(parts[2]))
+    return started != parts[3] if started else not _exists(int(parts[2]))
+
+
+def _exists(pid: int) -> bool:
+    # Where /proc hides the processes of others.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _machine() -> str:

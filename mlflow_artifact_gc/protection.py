@@ -25,9 +25,10 @@ _DECODINGS: Final = 3
 _HEX_RUN = re.compile(r"[0-9a-fA-F]{32,}")
 _ID_WITH_CORE = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
 _S3_URI = re.compile(r"s3[an]?:", re.IGNORECASE)
+_PROXIED_URI = re.compile(r"mlflow-artifacts:", re.IGNORECASE)
 _S3_ARN = re.compile(r"arn:[^:]*:s3:[^:]*:[^:]*:(?P<rest>.+)", re.IGNORECASE)
 # A reader such as Spark takes these as a pattern: then everything beside the first of them may be meant.
-_PATTERN = re.compile(r"[*?\[{#]")
+_PATTERN = re.compile(r"[*?\[{#\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,8 @@ class Protection:
         hits: set[int] = set()
         for text in readings(reference.text):
             hits.update(self._by_id(text))
-        for place in self._places(reference):
-            hits.update(self._all() if place is None else self._by_place(place, reference.strength))
+        for place, strength in self._places(reference):
+            hits.update(self._all() if place is None else self._by_place(place, strength))
         return hits
 
     def _all(self) -> Iterable[int]:
@@ -102,41 +103,46 @@ class Protection:
         for above in place.ancestors():
             yield from _equal(places, above.prefix)
         if strength is Strength.NAMES:
-            for prefix, index in places[bisect_left(places, (place.prefix, -1)) :]:
-                if not prefix.startswith(place.prefix):
-                    break
-                yield index
+            yield from _starting(places, place.prefix)
 
-    def _places(self, reference: Reference) -> Iterator[Location | None]:
-        """The places that the text may name; None stands for every place."""
+    def _places(self, reference: Reference) -> Iterator[tuple[Location | None, Strength]]:
+        """The places that the text may name, and how far each reaches; None stands for every place."""
         text = reference.text.strip()
         named = _before_pattern(text)
         try:
             path = proxied_path(named)
         except UnreadableUri:
-            path = None
+            path = ".." if _PROXIED_URI.match(text) else None
         if path is not None:
             yield from self._proxied(path, reference)
         elif _S3_URI.match(text) or _S3_ARN.match(text):
-            yield from _on_s3(named)
+            yield from _on_s3(named, reference.strength)
 
-    def _proxied(self, path: str, reference: Reference) -> Iterator[Location | None]:
+    def _proxied(self, path: str, reference: Reference) -> Iterator[tuple[Location | None, Strength]]:
         if not self._destination.known:
             raise ReferencesIncomplete(
                 f"{reference.holder} points at {reference.text!r}, and where the artifact proxy keeps its objects is "
                 "not known: give --artifacts-destination as the server has it (MLflow's own default is ./mlartifacts)"
             )
         try:
-            yield from self._destination.every_reading(path, reference.workspace)
+            for place in self._destination.every_reading(path, reference.workspace):
+                yield place, reference.strength
         except UnreadableUri:
-            yield self._destination.root
+            yield self._destination.root, Strength.NAMES
 
 
 def _equal(places: list[tuple[str, int]], prefix: str) -> Iterator[int]:
-    for found, index in places[bisect_left(places, (prefix, -1)) :]:
-        if found != prefix:
-            break
-        yield index
+    position = bisect_left(places, (prefix, -1))
+    while position < len(places) and places[position][0] == prefix:
+        yield places[position][1]
+        position += 1
+
+
+def _starting(places: list[tuple[str, int]], prefix: str) -> Iterator[int]:
+    position = bisect_left(places, (prefix, -1))
+    while position < len(places) and places[position][0].startswith(prefix):
+        yield places[position][1]
+        position += 1
 
 
 def _before_pattern(text: str) -> str:
@@ -145,24 +151,23 @@ def _before_pattern(text: str) -> str:
     return text[: pattern.start()].rpartition("/")[0] + "/" if pattern else text
 
 
-def _on_s3(text: str) -> Iterator[Location | None]:
+def _on_s3(text: str, strength: Strength) -> Iterator[tuple[Location | None, Strength]]:
     arn = _S3_ARN.match(text)
     uri = f"s3://{arn['rest'].removeprefix('accesspoint/')}" if arn else text
     try:
         for reading in readings(uri):
-            yield Location.parse(reading, Destination())
+            yield Location.parse(reading, Destination()), strength
     except (UnreadableUri, NotOnS3):
         bucket = re.match(r"s3[an]?://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/|$)", uri, re.IGNORECASE)
-        yield Location(bucket[1], "") if bucket else None
+        yield (Location(bucket[1], "") if bucket else None), Strength.NAMES
 
 
 def texts_in(document: str) -> tuple[str, ...]:
     """Every text inside a JSON document; the document itself where it is none."""
     try:
-        parsed = json.loads(document)
-    except ValueError:
+        return tuple(_strings(json.loads(document)))
+    except (ValueError, RecursionError):
         return (document,)
-    return tuple(_strings(parsed))
 
 
 def _strings(value: object) -> Iterator[str]:

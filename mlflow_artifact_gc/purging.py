@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import s3
-from mlflow_artifact_gc.errors import StorageError
+from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
 from mlflow_artifact_gc.model import Decision, Failure, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_duration, show_instant
 from mlflow_artifact_gc.s3 import BucketPaused, DeleteAnswer, Entry, Kind, Versioning
@@ -41,6 +41,8 @@ class _Work:
 
     line: Decision
     root_proven: bool
+    checked_s: float
+    """When its references were read, on the monotonic clock."""
     outcome: Outcome | None = None
     detail: str = ""
     touched: bool = False
@@ -55,6 +57,8 @@ class _Work:
 
     def end(self, outcome: Outcome, detail: str = "") -> None:
         self.outcome, self.detail = outcome, detail
+        if outcome is Outcome.SWEPT:
+            self.failures.clear()
 
     def tally(self, entry: Entry, sign: int = 1) -> None:
         self.counts[entry.kind] += sign
@@ -81,6 +85,14 @@ class _Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Purged:
+    """How each location of a listing ended, and the error after which nothing more may be deleted anywhere."""
+
+    results: tuple[SweepResult, ...]
+    error: ArtifactGcError | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Purger:
     """Purges one listing's locations at a time; used by many threads."""
 
@@ -93,34 +105,38 @@ class Purger:
     references_read_s: float
     """On the monotonic clock."""
 
-    def purge(self, task: ListingTask, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> list[SweepResult]:
-        """Purge every location of ``task``; each gets a result, whatever happens.
-
-        Raises:
-            DatabaseUnusable, ReferencesIncomplete: nothing more may be deleted anywhere.
-        """
-        works = {line.location: _Work(line, proven[line.location]) for line in lines if line.location}
+    def purge(self, task: ListingTask, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> Purged:
+        """Purge every location of ``task``; each gets a result, whatever happens."""
+        works = {
+            line.location: _Work(line, proven[line.location], self.references_read_s) for line in lines if line.location
+        }
+        error: ArtifactGcError | None = None
         try:
             self._first_sight(task, works)
             for round_ in range(_ROUNDS):
-                time.sleep(_PAUSE_S * round_)
-                self._round(task, works)
+                if _open(works):
+                    time.sleep(_PAUSE_S * round_)
+                    self._round(task, works)
         except Stopped:
             _end_open(works, Outcome.STOPPED, "")
-        except BucketPaused as error:
-            self.surveyor.pause(task.bucket, error)
-            _end_open(works, Outcome.PAUSED, str(error))
-        except StorageError as error:
+        except BucketPaused as paused:
+            self.surveyor.pause(task.bucket, paused)
+            _end_open(works, Outcome.PAUSED, str(paused))
+        except StorageError as failed:
             for work in _open(works):
-                code = type(error).__name__
-                work.failures["", None] = Failure(key="", code=code, message=str(error), retryable=True)
-            _end_open(works, Outcome.FAILED, str(error))
+                code = type(failed).__name__
+                work.failures["", None] = Failure(key="", code=code, message=str(failed), retryable=True)
+            _end_open(works, Outcome.FAILED, str(failed))
+        except ArtifactGcError as fatal:
+            # What has left the bucket until now must not be lost with the error.
+            error = fatal
+            _end_open(works, Outcome.STOPPED, str(fatal))
         for work in _open(works):
             if work.failures:
                 work.end(Outcome.FAILED, _failed_detail(work))
             else:
                 work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
-        return [work.result() for work in works.values()]
+        return Purged(results=tuple(work.result() for work in works.values()), error=error)
 
     # The first sight
 
@@ -209,17 +225,20 @@ class Purger:
         if self.stopped() or not self.fence.alive:
             raise Stopped
         open_ = [work for work in works if work.outcome is None]
-        lines = [work.line for work in open_]
-        if not any(work.gone for work in open_) and time.monotonic() - self.references_read_s > _FRESH_S:
-            late = {result.decision: result for result in self.fence.recheck(lines).rejected}
-            for work in open_:
-                if work.line in late:
-                    work.end(late[work.line].outcome, late[work.line].detail)
-        changed = self.fence.changed(lines)
+        now_s = time.monotonic()
+        late = [work for work in open_ if not work.gone and now_s - work.checked_s > _FRESH_S]
+        if late:
+            rejected = {one.decision: one for one in self.fence.recheck([work.line for work in late]).rejected}
+            for work in late:
+                work.checked_s = now_s
+                if work.line in rejected:
+                    work.end(rejected[work.line].outcome, rejected[work.line].detail)
+        open_ = [work for work in open_ if work.outcome is None]
+        changed = self.fence.changed([work.line for work in open_])
         for work in open_:
             if work.line in changed:
                 lost = f"; {work.gone:,} objects were gone already" if work.gone else ""
-                work.end(Outcome.RESTORED, changed[work.line] + lost)
+                work.end(changed[work.line].outcome, changed[work.line].detail + lost)
 
     def _abort(self, uploads: Sequence[tuple[_Work, Entry]]) -> None:
         if uploads:
@@ -227,12 +246,13 @@ class Purger:
         for work, entry in uploads:
             if work.outcome is not None or work.line.location is None:
                 continue
-            failure = s3.abort_upload(self.client, work.line.location.bucket, entry)
-            if failure is None:
+            answer = s3.abort_upload(self.client, work.line.location.bucket, entry)
+            if isinstance(answer, Failure):
+                work.failures[_identity(entry)] = answer
+                continue
+            work.failures.pop(_identity(entry), None)
+            if answer is s3.Abort.ABORTED:
                 work.tally(entry)
-                work.failures.pop(_identity(entry), None)
-            else:
-                work.failures[_identity(entry)] = failure
 
     def _delete(self, batches: Iterator[list[tuple[_Work, Entry]]]) -> None:
         for batch in batches:
@@ -274,6 +294,9 @@ class Purger:
                 work.deleted[identity] = entry
         for entry, failure in answer.failed:
             owners[id(entry)].failures[_identity(entry)] = failure
+            if failure.retryable:
+                # An internal error may have come after the deed: the listing tells.
+                owners[id(entry)].unknown[_identity(entry)] = entry
         for entry in answer.unknown:
             owners[id(entry)].unknown[_identity(entry)] = entry
 

@@ -11,6 +11,9 @@ from mlflow_artifact_gc.errors import UsageError
 _SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 # mlflow gc's grammar (mlflow/cli: #d#h#m#s in this order, each once, floats allowed, m is minutes) plus weeks.
 _DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d*)?|\.\d+){unit})?" for unit in _SECONDS))
+_LONGEST_MS: Final = 1000 * 365 * 86_400_000
+"""A thousand years: what is longer, no calendar could show."""
+_LARGEST_BYTES: Final = 2**63 - 1
 _KILO: Final = 1000
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[kKmMgGtTpP]?)(?P<binary>i?)[bB]?")
@@ -26,7 +29,10 @@ def parse_duration(text: str) -> int:
     parts = {unit: value for unit, value in match.groupdict().items() if value} if match else {}
     if not parts:
         raise UsageError(f"{text!r} is not a duration: write for example 7d, 12h, 1d2h3m4s or 2w (m is minutes)")
-    return round(sum(float(value) * _SECONDS[unit] for unit, value in parts.items()) * 1000)
+    duration_ms = sum(float(value) * _SECONDS[unit] for unit, value in parts.items()) * 1000
+    if duration_ms > _LONGEST_MS:
+        raise UsageError(f"{text[:20]!r} is longer than a thousand years: write for example 7d, 12h or 2w")
+    return round(duration_ms)
 
 
 def parse_size(text: str) -> int:
@@ -40,7 +46,10 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is not a size: write for example 500MB, 10GB or 4GiB")
     base = 1024 if match["binary"] else 1000
     power = " kmgtp".index(match["prefix"].lower() or " ")
-    return round(float(match["number"]) * float(base) ** power)
+    size_bytes = float(match["number"]) * float(base) ** power
+    if size_bytes > _LARGEST_BYTES:
+        raise UsageError(f"{text[:20]!r} is more than any store holds: write for example 500MB, 10GB or 4GiB")
+    return round(size_bytes)
 
 
 def show_duration(duration_ms: int) -> str:
@@ -62,6 +71,7 @@ def show_size(size_bytes: int | None) -> str:
     unit = next(units)
     while float(f"{number:.3g}") >= _KILO and unit != _UNITS[-1]:
         number, unit = number / _KILO, next(units)
+    number = float(f"{number:.3g}") if number < _KILO else number
     # Not as %g does it: 1e+03 is no number for people.
     digits = 2 if number < _KILO / 100 else 1 if number < _KILO / 10 else 0
     return f"{number:.{digits}f} {unit}"
@@ -74,11 +84,19 @@ def show_count(count: int | None) -> str:
 
 def show_minute(instant_ms: int | None) -> str:
     """To the minute, in UTC: ``2026-11-22 03:19Z``."""
-    return "unknown" if instant_ms is None else show_instant(instant_ms)[:-4] + "Z"
+    return _shown(instant_ms, "%Y-%m-%d %H:%MZ")
 
 
 def show_instant(instant_ms: int | None) -> str:
     """To the second, in UTC: ``2026-11-22 03:19:39Z``."""
+    return _shown(instant_ms, "%Y-%m-%d %H:%M:%SZ")
+
+
+def _shown(instant_ms: int | None, style: str) -> str:
     if instant_ms is None:
         return "unknown"
-    return datetime.fromtimestamp(instant_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(instant_ms / 1000, UTC).strftime(style)
+    except (ValueError, OverflowError, OSError):
+        # A client's, in another unit: it must not stop the report of the others.
+        return f"{instant_ms} ms (no date)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,11 +22,31 @@ from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Reference, Strength, Tombstone
 from mlflow_artifact_gc.policy import Scope
-from mlflow_artifact_gc.protection import texts_in
+from mlflow_artifact_gc.protection import readings, texts_in
 
-ID_MARK: Final = "{id}"
+ID_MARK: Final = "\x1f"
+"""Stands for a row's own id in a text; no URI holds such a character."""
 DELETED: Final = "deleted"
 _IN_LIMIT: Final = 500
+_NEEDED: Final = {
+    "logged_models": (
+        "model_id",
+        "experiment_id",
+        "artifact_location",
+        "lifecycle_stage",
+        "source_run_id",
+        "last_updated_timestamp_ms",
+    ),
+    "trace_info": ("request_id", "experiment_id"),
+    "trace_tags": ("request_id", "key", "value"),
+    "datasets": ("dataset_uuid", "name", "dataset_source"),
+    "inputs": ("source_id", "destination_id"),
+    "model_versions": ("name", "version", "source", "current_stage"),
+    "registered_model_aliases": ("name", "version", "alias"),
+}
+"""What every MLflow that has the table has in it."""
+_DIGITS: Final = 10
+"""From so many digits on, a number is no experiment's id: MLflow's are 32 bits wide."""
 _TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
 """MLflow's tags that hold a trace's places (mlflow/tracing/constant.py)."""
 _DELETED_VERSION: Final = "Deleted_Internal"
@@ -41,7 +61,19 @@ class Columns:
 
     @classmethod
     def probe(cls, connection: Connection, *names: str) -> Columns:
-        return cls(database.columns(connection, *names))
+        found = database.columns(connection, *names)
+        lacking = [
+            f"{name}.{column}"
+            for name in names
+            for column in _NEEDED.get(name, ())
+            if found[name] and column not in found[name]
+        ]
+        if lacking:
+            raise ReferencesIncomplete(
+                f"MLflow's tables in {database.display(connection.engine.url)} lack {', '.join(lacking)}, so what "
+                "needs which artifacts is not known and nothing was touched: run 'mlflow db upgrade' with its URI"
+            )
+        return cls(found)
 
     def has(self, table: str, *columns: str) -> bool:
         return set(columns) <= self.tables[table] if columns else bool(self.tables[table])
@@ -50,7 +82,16 @@ class Columns:
         return sa.table(name, *(sa.column(column) for column in sorted(self.tables[name])))
 
 
-_TRACKING: Final = ("experiments", "runs", "logged_models", "trace_info", "trace_tags", "datasets", "inputs")
+_TRACKING: Final = (
+    "experiments",
+    "runs",
+    "logged_models",
+    "trace_info",
+    "trace_tags",
+    "datasets",
+    "inputs",
+    "evaluation_dataset_records",
+)
 _REGISTRY: Final = ("model_versions", "registered_model_aliases")
 
 
@@ -164,7 +205,12 @@ class Tracking:
 
     def references(self) -> list[Reference]:
         """What the rows of the tracking database protect, live ones and tombstones alike."""
-        return [*self._own_places(), *self._experiment_places(), *self._dataset_sources()]
+        return [
+            *self._own_places(),
+            *self._experiment_places(),
+            *self._dataset_sources(),
+            *self._attachments(),
+        ]
 
     def _own_places(self) -> Iterator[Reference]:
         runs = self._runs
@@ -193,7 +239,9 @@ class Tracking:
     ) -> Iterator[Reference]:
         """A reference for each place that rows of ``table`` have in common, when their own ids are taken out."""
         experiments = self._experiments
-        place = sa.func.replace(uri, id_, ID_MARK).label("place")
+        slash = sa.literal("/")
+        # Whole segments alone: an id may be short, and be found inside another one.
+        place = sa.func.replace(uri, slash + id_ + slash, f"/{ID_MARK}/").label("place")
         stage = sa.case((deleted, 1), else_=0).label("stage")
         workspace = self._workspace.label("of_workspace")
         rows = sa.join(
@@ -246,6 +294,23 @@ class Tracking:
             for text in texts_in(source or ""):
                 yield Reference(holder=f"dataset {name} of run {run_id}, source", text=text)
 
+    def _attachments(self) -> Iterator[Reference]:
+        """Records of evaluation datasets that show an attachment of a trace: it is linked, not copied."""
+        if not self._columns.has("evaluation_dataset_records", "dataset_id"):
+            return
+        records = self._columns.table("evaluation_dataset_records")
+        texts = [
+            sa.cast(records.c[name], sa.Text)
+            for name in ("inputs", "outputs", "expectations")
+            if self._columns.has("evaluation_dataset_records", name)
+        ]
+        holds = sa.or_(*(text.contains("mlflow-attachment:") for text in texts))
+        rows: Iterable[Any] = self._connection.execute(sa.select(records.c.dataset_id, *texts).where(holds))
+        for dataset_id, *documents in rows:
+            for text in (text for document in documents for text in texts_in(document or "")):
+                if "mlflow-attachment:" in text:
+                    yield Reference(holder=f"evaluation dataset {dataset_id}, attachment", text=text)
+
     def models_of_runs(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
         """The logged models of these runs: ``runs:/<run>/model`` may mean one of them (runs_artifact_repo.py)."""
         found: defaultdict[str, list[str]] = defaultdict(list)
@@ -289,7 +354,9 @@ class Tracking:
 
     def _stages(self, name: str, column: str, ids: Sequence[str]) -> dict[str, str]:
         table = self._columns.table(name)
-        keys: Sequence[Any] = [int(id_) for id_ in ids if id_.isdigit()] if name == "experiments" else ids
+        keys: Sequence[Any] = (
+            [int(id_) for id_ in ids if id_.isdecimal() and len(id_) < _DIGITS] if name == "experiments" else ids
+        )
         query = sa.select(table.c[column], table.c.lifecycle_stage)
         rows = [
             row for chunk in _chunks(keys) for row in self._connection.execute(query.where(table.c[column].in_(chunk)))
@@ -390,6 +457,7 @@ class Registry:
         self._by_name: defaultdict[str, list[_Version]] = defaultdict(list)
         for version in self._versions():
             self._by_name[version.name].append(version)
+        self._aliases = self._read_aliases()
 
     @property
     def empty(self) -> bool:
@@ -407,7 +475,7 @@ class Registry:
             named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
             yield _Version(of_workspace, name, version, stage == _DELETED_VERSION, named)
 
-    def _aliases(self) -> dict[tuple[str, str, int], list[str]]:
+    def _read_aliases(self) -> dict[tuple[str, str, int], list[str]]:
         found: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
         if self._columns.has("registered_model_aliases"):
             table = self._columns.table("registered_model_aliases")
@@ -420,12 +488,11 @@ class Registry:
 
     def references(self) -> list[Reference]:
         """What each version that is not deleted points at, by each of its two columns, chains followed."""
-        aliases = self._aliases()
         found: list[Reference] = []
         for version in (version for versions in self._by_name.values() for version in versions):
             if version.deleted:
                 continue
-            names = "".join(f" (@{alias})" for alias in sorted(aliases.get(_key(version), ())))
+            names = "".join(f" (@{alias})" for alias in sorted(self._aliases.get(_key(version), ())))
             holder = f"registered model {version.name}, version {version.version}{names}"
             for column, text in version.texts:
                 found.append(Reference(holder=f"{holder}, {column}", text=text, workspace=version.workspace))
@@ -451,11 +518,14 @@ class Registry:
         return found
 
     def _meant_by(self, text: str) -> list[_Version]:
-        named = _model_name(text)
-        if named is None:
-            return []
-        name, number = named
-        return [version for version in self._by_name.get(name, ()) if number is None or version.version == number]
+        # MLflow decodes nothing here, other readers may: both names are meant.
+        named = {_model_name(reading) for reading in readings(text)} - {None}
+        return [
+            version
+            for name, number in filter(None, named)
+            for version in self._by_name.get(name, ())
+            if number is None or version.version == number
+        ]
 
 
 def _key(version: _Version) -> tuple[str, str, int]:
@@ -467,7 +537,7 @@ def _model_name(text: str) -> tuple[str, int | None] | None:
     scheme, _, rest = text.strip().partition(":")
     if scheme.lower() != "models":
         return None
-    path = unquote(rest.partition("?")[0]).lstrip("/")
+    path = rest.partition("?")[0].lstrip("/")
     name, _, suffix = path.partition("/")
     if not suffix and "@" in name:
         return name.rpartition("@")[0], None
@@ -509,10 +579,12 @@ def read(tracked: TrackingDatabase, registry_engine: Engine | None) -> list[Refe
         ReferencesIncomplete: something could not be read: nothing may be touched then.
     """
     try:
-        with tracked.reading() as tracking, ExitStack() as stack:
-            registry = None
-            if registry_engine is not None:
-                registry = Registry(stack.enter_context(database.reading(registry_engine)))
+        registry = None
+        if registry_engine is not None:
+            # Ended before the next begins: on SQLite two readers and a user's commit would wait for each other.
+            with database.reading(registry_engine) as connection:
+                registry = Registry(connection)
+        with tracked.reading() as tracking:
             return gather(tracking, registry)
     except ReferencesIncomplete:
         raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.planning import ListingTask
     from mlflow_artifact_gc.s3 import S3Client
 
-_PROBES: Final = 3
+_PROBES: Final = 4
 _KEPT_ENTRIES: Final = 20_000
 """Entries of one listing that are kept; a larger location is listed again, page by page, to be acted on."""
 _STRANGERS: Final = 5_000
@@ -100,7 +100,10 @@ class Surveyor:
         try:
             # A right that is missing must be named before anything is deleted, not when the result is verified.
             with ThreadPoolExecutor(_PROBES) as probes:
-                rights = [probes.submit(_probe, listing, self._client, bucket) for listing in (s3.versions, s3.uploads)]
+                rights = [
+                    probes.submit(_probe, listing, self._client, bucket)
+                    for listing in (s3.versions, s3.uploads, s3.current)
+                ]
                 versioning = probes.submit(s3.bucket_versioning, self._client, bucket)
                 for right in rights:
                     right.result()
@@ -185,7 +188,12 @@ class _TooManyStrangers(Exception):
 
 
 def measure(
-    surveyor: Surveyor, tasks: Sequence[ListingTask], executor: Executor, progress: Callable[[int], None]
+    surveyor: Surveyor,
+    tasks: Sequence[ListingTask],
+    executor: Executor,
+    progress: Callable[[int], None],
+    *,
+    strict: bool = False,
 ) -> dict[Location, tuple[int, int]]:
     """Objects (noncurrent ones included) and bytes of the locations of ``tasks``. Those that fail are left out."""
 
@@ -193,6 +201,8 @@ def measure(
         try:
             found = surveyor.survey(task, keep=False)
         except StorageError:
+            if strict:
+                raise
             return {}
         return {location: (one.objects + one.versions, one.size_bytes) for location, one in found.items()}
 

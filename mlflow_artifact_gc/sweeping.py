@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, journal, planning, processes, references
-from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, StorageError
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
 from mlflow_artifact_gc.model import Decision, Entity, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.ownership import Roots, Standing
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
-from mlflow_artifact_gc.purging import Purger
+from mlflow_artifact_gc.purging import Purged, Purger
 from mlflow_artifact_gc.surveying import Surveyor
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 500
 _POLL_S: Final = 0.5
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,14 +104,15 @@ class _Sweep:
             executor=executor,
         )
         self._eraser: Eraser | None = None
+        self._aborted = threading.Event()
         self._results: list[SweepResult] = []
         self._lines = Counter(line.entity for line in plan.decisions)
-        self._verified: Counter[Entity] = Counter()
+        self._verified: dict[Entity, list[Decision]] = {}
         self._gone: set[Entity] = set()
 
     def _stopped(self) -> bool:
         deadline = self._orders.deadline_s
-        return self._stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
+        return self._stop.is_set() or self._aborted.is_set() or (deadline is not None and time.monotonic() >= deadline)
 
     def run(self) -> Report:
         """Plan started, batches, plan finished: a start without an end in the journal is the trace of a crash."""
@@ -125,15 +128,29 @@ class _Sweep:
                 experiments = self._erase().erase_experiments(self._orders.scope, self._plan.cutoff_ms)
         except ArtifactGcError as found:
             error = found
+        finally:
+            self._give_back()
         self._fill_up()
-        counts = Counter(result.outcome for result in self._results)
-        with database.writing(self._engine) as connection:
-            journal.plan_finished(connection, self._plan.id, counts, database.clock_ms(connection))
+        error = self._note_end() or error
         results = tuple(
             replace(result, metadata_deleted=True) if result.decision.entity in self._gone else result
             for result in self._results
         )
         return Report(results=results, experiments_deleted=tuple(experiments), error=error)
+
+    def _give_back(self) -> None:
+        """Claims that no result has ended: the fence failed, or the process is about to end."""
+        with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
+            journal.release(connection, owner=self._owner, now_ms=database.clock_ms(connection))
+
+    def _note_end(self) -> ArtifactGcError | None:
+        counts = Counter(result.outcome for result in self._results)
+        try:
+            with database.writing(self._engine) as connection:
+                journal.plan_finished(connection, self._plan.id, counts, database.clock_ms(connection))
+        except DatabaseUnusable as error:
+            return error
+        return None
 
     def _fill_up(self) -> None:
         reached = {result.decision for result in self._results}
@@ -173,42 +190,58 @@ class _Sweep:
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
         admission = self._fence.admit(lines)
-        for result in admission.rejected:
-            self._note(result)
-        finished = list(admission.rejected)
+        finished: list[SweepResult] = []
         try:
-            for result in self._purge(admission.due, read_s, now_ms):
-                finished.append(result)
-                self._note(result)
+            self._add(finished, admission.rejected)
+            self._purge(admission.due, read_s, now_ms, finished)
         finally:
             self._finish(finished, admission.due)
 
-    def _note(self, result: SweepResult) -> None:
-        self._orders.on_result(result)
+    def _add(self, finished: list[SweepResult], results: Iterable[SweepResult]) -> None:
+        for result in results:
+            finished.append(result)
+            self._orders.on_result(result)
 
     def _finish(self, finished: list[SweepResult], due: Sequence[Decision]) -> None:
-        """Record what happened, also when an error ended the batch half-way, and delete metadata."""
+        """Report and record what happened, also when an error ended the batch half-way; then delete metadata."""
         reached = {result.decision for result in finished}
         finished += [ended(line, Outcome.STOPPED, "") for line in due if line not in reached]
-        with database.writing(self._engine) as connection:
-            journal.record(connection, finished, owner=self._owner, now_ms=database.clock_ms(connection))
+        # What left the bucket is in the report even if the database takes no more notes.
         self._results += finished
-        if self._orders.delete_metadata:
+        self._record(finished)
+        if self._orders.delete_metadata and not self._aborted.is_set():
             self._erase_rows(finished)
+
+    def _record(self, finished: Sequence[SweepResult]) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with database.writing(self._engine) as connection:
+                    journal.record(connection, finished, owner=self._owner, now_ms=database.clock_ms(connection))
+            except DatabaseUnusable:
+                if not tries_left:
+                    raise
+                self._stop.wait(_POLL_S)
+            else:
+                return
 
     def _erase_rows(self, finished: Sequence[SweepResult]) -> None:
         # A trace can have two locations: its row stays until both are verified.
-        self._verified.update(result.decision.entity for result in finished if result.verified)
-        ready = {result.decision.entity for result in finished if result.verified}
-        complete = {entity for entity in ready if self._verified[entity] == self._lines[entity]}
+        for result in finished:
+            if result.verified:
+                self._verified.setdefault(result.decision.entity, []).append(result.decision)
+        complete = {
+            entity: lines
+            for entity in {result.decision.entity for result in finished if result.verified}
+            if len(lines := self._verified[entity]) == self._lines[entity]
+        }
         self._gone |= self._erase().erase(complete)
 
     def _erase(self) -> Eraser:
         if self._eraser is None:
-            self._eraser = Eraser(self._equipment.tracked)
+            self._eraser = Eraser(self._equipment.tracked, self._equipment.destination)
         return self._eraser
 
-    def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int) -> Iterator[SweepResult]:
+    def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int, finished: list[SweepResult]) -> None:
         proven: dict[Location, bool] = {}
         ready: dict[Location, Decision] = {}
         for root, lines in _by_root(due).items():
@@ -216,7 +249,7 @@ class _Sweep:
             for line in lines:
                 refused = self._refused(root, line, standing)
                 if refused:
-                    yield refused
+                    self._add(finished, [refused])
                 elif line.location:
                     ready[line.location] = line
                     proven[line.location] = standing.proven
@@ -234,12 +267,37 @@ class _Sweep:
             self._executor.submit(purger.purge, task, [ready[location] for location in task.locations], proven)
             for task in tasks
         ]
+        self._collect(futures, finished)
+
+    def _collect(self, futures: Sequence[Future[Purged]], finished: list[SweepResult]) -> None:
+        """Take every listing's results, whatever else goes wrong: what runs when something fails is waited for.
+
+        Raises:
+            ArtifactGcError: the first one after which nothing more may be deleted.
+        """
+        waiting = set(futures)
+        error: ArtifactGcError | None = None
         try:
             for future in as_completed(futures):
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+                waiting.discard(future)
+                purged = future.result()
+                self._add(finished, purged.results)
+                error = error or purged.error
+                if error:
+                    self._abandon(waiting)
+        except BaseException:
+            # An interrupt, or an error of ours: the others must not go on deleting unseen.
+            self._abandon(waiting)
+            for future in wait(waiting).done:
+                if not future.cancelled() and future.exception() is None:
+                    finished += future.result().results
+            raise
+        if error:
+            raise error
+
+    def _abandon(self, futures: set[Future[Purged]]) -> None:
+        self._aborted.set()
+        futures -= {future for future in futures if future.cancel()}
 
     def _standing(self, root: Location, lines: Sequence[Decision]) -> Standing:
         try:
@@ -253,10 +311,10 @@ class _Sweep:
         if standing.outcome is not None:
             return ended(line, standing.outcome, standing.detail)
         try:
-            owner = self._roots.owner_between(root, line)
-        except (StorageError, ArtifactGcError) as error:
+            around = self._roots.standing_around(root, line)
+        except StorageError as error:
             return ended(line, Outcome.PAUSED, str(error))
-        return ended(line, Outcome.FOREIGN, owner) if owner else None
+        return ended(line, around.outcome, around.detail) if around.outcome else None
 
 
 def _by_root(lines: Iterable[Decision]) -> dict[Location, list[Decision]]:

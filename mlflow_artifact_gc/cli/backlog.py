@@ -164,13 +164,16 @@ class _Backlog:
     def _measured(self, plan: Plan, dense: frozenset[Location]) -> Plan:
         places = tuple(line.location for line in plan.due if line.location)
         tasks = planning.listing_tasks(places, dense)
+        braked = plan.limits.max_objects is not None or plan.limits.max_bytes is not None
         surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
         with (
             render.Meter("Measuring", len(places)) as meter,
             ThreadPoolExecutor(self._wishes.concurrency) as executor,
         ):
             try:
-                return planning.measured(plan, surveying.measure(surveyor, tasks, executor, meter.advance))
+                return planning.measured(
+                    plan, surveying.measure(surveyor, tasks, executor, meter.advance, strict=braked)
+                )
             except surveying.Stopped:
                 return plan
 
@@ -183,7 +186,8 @@ class _Backlog:
 
     def _show(self, plan: Plan) -> None:
         if not plan.decisions:
-            self._out.print("Nothing in this database is deleted: there is nothing to do.")
+            where = "what was named" if self._wishes.scope != Scope() else "this database"
+            self._out.print(f"Nothing in {where} is deleted: there is nothing to do.")
             return
         render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
         if self._kept_models:
@@ -204,8 +208,17 @@ class _Backlog:
         )
         totals = plan.totals
         question = f"Purge {totals.due:,} locations for good?{shorter}"
-        if not click.confirm(question, err=self._json):
+        if not self._ask(question):
             raise Refused("The answer was no, and nothing was touched")
+
+    def _ask(self, question: str) -> bool:
+        # At the question Ctrl-C means no, at once: nothing is under way that would have to end.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            click.echo(f"{question} [y/N]: ", nl=False, err=self._json)
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     # Sweeping
 
@@ -236,13 +249,14 @@ class _Backlog:
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
+        error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
             render.print_json(render.report_document(plan, report, code=code))
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
             render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)
-        if report.error:
-            click.echo(f"Error: {report.error}", err=True)
+        if error:
+            click.echo(f"Error: {error}", err=True)
         if self._stop.is_set():
             click.echo("Interrupted cleanly: run it again to go on.", err=True)
         return code
@@ -272,7 +286,7 @@ def exit_code(report: sweeping.Report, *, interrupted: bool) -> int:
     outcomes = {result.outcome for result in report.results}
     if interrupted:
         return _EXIT_INTERRUPTED
-    if outcomes & {Outcome.FAILED, Outcome.UNKNOWN}:
+    if outcomes & {Outcome.FAILED, Outcome.UNKNOWN} or any(result.unknown for result in report.results):
         return _EXIT_FAILED
     if report.error:
         return report.error.exit_code

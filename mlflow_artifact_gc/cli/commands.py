@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,20 @@ class _Parsed(_IntType):
 
 DURATION = _Parsed("duration", parse_duration)
 SIZE = _Parsed("size", parse_size)
+
+
+class _Share(click.FloatRange):
+    """A fraction; nan, which is in no range and compares with nothing, would switch the brake off."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Fails for what is no number between 0 and 1."""
+        share = super().convert(value, param, ctx)
+        if math.isnan(share):
+            self.fail(f"{value} is not in the range 0<=x<=1.", param, ctx)
+        return share
 
 
 class _Ids(_TextsType):
@@ -99,6 +114,14 @@ _stores = _with(
 )
 
 
+def _require_database(uri: str | None) -> None:
+    """Before anything heavy is imported."""
+    if not uri:
+        raise UsageError(
+            "No database was named: give --backend-store-uri (or MLFLOW_BACKEND_STORE_URI) as 'mlflow server' has it"
+        )
+
+
 def _refuse_later(action: str | None) -> None:
     if action in ("hide", "tag"):
         raise NotYetSupported(f"--action {action} is not part of this version yet: use --action purge")
@@ -129,6 +152,7 @@ def init(**options: Any) -> None:
     Run it again to upgrade the tables or to change settings; it says what it changed and never asks.
     """
     _refuse_later(options["action"])
+    _require_database(options["backend_store_uri"])
     from mlflow_artifact_gc.cli import setting_up
 
     setting_up.run(**options)
@@ -170,7 +194,7 @@ Examples:
 @click.option("--min-object-age", type=DURATION, help="Younger objects postpone their location.  [default: the site's]")
 @click.option(
     "--max-share",
-    type=click.FloatRange(0, 1),
+    type=_Share(),
     help="Brake: share of all entities, beyond 100 locations.  [default: 0.5]",
 )
 @click.option("--max-locations", type=click.IntRange(0), help="Brake: locations.")
@@ -202,6 +226,7 @@ def gc(**options: Any) -> None:
     if options["workspace"] and options.pop("all_workspaces", False):
         raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
     _refuse_later(options["action"])
+    _require_database(options["backend_store_uri"] or options["tracking_uri"])
     from mlflow_artifact_gc.cli import backlog
 
     options.pop("all_workspaces", None)
@@ -220,6 +245,7 @@ Example:
 @_format
 def status(**options: Any) -> None:
     """Say what waits, until when, what is protected by what, and what failed. Touches nothing, and not S3."""
+    _require_database(options["backend_store_uri"])
     from mlflow_artifact_gc.cli import standing
 
     standing.run(**options)

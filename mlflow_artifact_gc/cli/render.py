@@ -191,9 +191,21 @@ def report_document(plan: Plan, report: Report, *, code: int) -> dict[str, Any]:
         "results": [result_document(result) for result in report.results],
         "experiments_deleted": list(report.experiments_deleted),
         "totals": totals_document(report.results),
-        "error": str(report.error) if report.error else None,
+        "error": str(report.error) if report.error else complaint(report.results) or None,
         "exit_code": code,
     }
+
+
+def complaint(results: Iterable[SweepResult]) -> str:
+    """One sentence for what paused or failed: how many, and why the first; empty if nothing did."""
+    bad = [result for result in results if result.outcome in _BAD]
+    if not bad:
+        return ""
+    worst = min(bad, key=lambda result: result.outcome is Outcome.PAUSED)
+    words = ", ".join(f"{count:,} {outcome.value}" for outcome, count in Counter(one.outcome for one in bad).items())
+    others = len({result.detail for result in bad}) - 1
+    more = f" (and {others:,} other reasons; see the report)" if others else ""
+    return f"{plural(len(bad), 'location')} could not be swept ({words}): {worst.detail}{more}"
 
 
 def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:

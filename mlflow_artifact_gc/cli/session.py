@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlflow_artifact_gc import database, journal, planning, policy, references, schema
-from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, TablesNotReady, UsageError
+from mlflow_artifact_gc.errors import (
+    DatabaseUnusable,
+    ReferencesIncomplete,
+    RootRefused,
+    TablesNotReady,
+    UnreadableUri,
+    UsageError,
+)
 from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Decision, EntityKind
 
@@ -76,20 +83,35 @@ def open_session(
             "if it was moved, run 'mlflow-artifact-gc init --adopt'"
         )
     registry = None if unsafe_ignore_registry else open_registry(engine, site.registry_fingerprint, registry_store_uri)
-    destination = Destination.parse(artifacts_destination or site.artifacts_destination)
+    destination = readable_destination(artifacts_destination or site.artifacts_destination)
     tracked = references.TrackingDatabase.probe(engine, models_follow_run=site.models is journal.Models.FOLLOW_RUN)
     return Session(tracked=tracked, site=site, registry=registry, destination=destination)
 
 
+def readable_destination(uri: str | None) -> Destination:
+    """The artifacts destination. Raises UsageError where it cannot be read."""
+    try:
+        return Destination.parse(uri)
+    except UnreadableUri as error:
+        raise UsageError(
+            f"The artifacts destination cannot be read: {error}; expected for example s3://bucket/prefix"
+        ) from error
+
+
 def registry_engine(uri: str) -> Engine:
-    """The registry's own database. Raises ReferencesIncomplete where it is no SQL database."""
+    """The registry's own database. Raises ReferencesIncomplete where it cannot be read."""
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in _SQL_SCHEMES:
         raise ReferencesIncomplete(
             f"A model registry of the kind {scheme!r} cannot be read, so what it needs is not known: expected the "
-            "URI of a database. Only --unsafe-ignore-registry goes on without it"
+            "URI of a database. Only 'gc --unsafe-ignore-registry' goes on without it"
         )
-    return database.open_engine(uri)
+    try:
+        return database.open_engine(uri)
+    except DatabaseUnusable as error:
+        raise ReferencesIncomplete(
+            f"The model registry (--registry-store-uri) cannot be read, so nothing was touched: {error}"
+        ) from error
 
 
 def open_registry(engine: Engine, expected: str | None, uri: str | None) -> Engine:

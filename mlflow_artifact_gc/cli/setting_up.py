@@ -13,7 +13,7 @@ import click
 
 from mlflow_artifact_gc import database, journal, ownership, references, s3, schema
 from mlflow_artifact_gc.cli import render
-from mlflow_artifact_gc.cli.session import open_engine, registry_engine
+from mlflow_artifact_gc.cli.session import open_engine, readable_destination, registry_engine
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import RootRefused, TablesNotReady, UnreadableUri, UsageError
 from mlflow_artifact_gc.locations import Destination, Location
@@ -35,7 +35,7 @@ def run(**options: Any) -> None:
     if options["check"]:
         _check(engine, json_output=json_output)
         return
-    _require_readable(options["artifacts_destination"])
+    readable_destination(options["artifacts_destination"])
     registry = _registry_fingerprint(options["registry_store_uri"])
 
     def statements(connection: Connection) -> tuple[journal.Site | None, journal.Site]:
@@ -95,6 +95,8 @@ def _settings(
             "This tracking database was set up on another database server or path: it is a copy, or it was moved. Only "
             "if it was moved, run 'mlflow-artifact-gc init --adopt'"
         )
+    if registry is None and site.registry_fingerprint == site.database_fingerprint:
+        registry = site.registry_fingerprint and fingerprint  # one database for both: they moved together
     return journal.with_settings(
         replace(site, database_fingerprint=fingerprint),
         grace_ms=options["grace"],
@@ -135,7 +137,9 @@ def _tell(
     tracked = references.TrackingDatabase.probe(engine, models_follow_run=follow_run)
     with database.reading(engine) as connection:
         tracking = tracked.on(connection)
-        waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in tracking.tombstones())
+        stones = tracking.tombstones()
+        waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in stones)
+        proxied = sum(stone.uri.startswith("mlflow-artifacts:") for stone in stones)
         registry_unknown = after.registry_fingerprint is None and references.Registry(connection).empty
     changes = _changes(before, after)
     if json_output:
@@ -166,6 +170,11 @@ def _tell(
     )
     counts = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(waiting.items()))
     out.print(f"Deleted in MLflow already, and waiting for an administrator's 'gc': {counts or 'nothing'}.")
+    if after.artifacts_destination is None and proxied:
+        out.print(
+            f"Still to be said: {proxied:,} of them lie behind the artifact proxy. Run "
+            "'init --artifacts-destination URI' as the server has it; 'gc' refuses until then."
+        )
     if registry_unknown:
         out.print(
             "Still to be said: this database holds no model version. Run 'init --registry-store-uri URI' with the "

@@ -85,9 +85,10 @@ def _print(
     if found.kept_models:
         models = render.plural(found.kept_models, "logged model")
         out.print(f"Kept beside: {models} of deleted runs, because MLflow still shows them.")
-    gone = f"{summary.deleted_objects + summary.deleted_versions:,} objects, {show_size(summary.deleted_bytes)}"
+    objects = render.plural(summary.deleted_objects + summary.deleted_versions, "object")
+    gone = f"{objects}, {show_size(summary.deleted_bytes)}"
     swept = summary.by_state.get(journal.State.SWEPT, 0) + summary.by_state.get(journal.State.CLOSED, 0)
-    out.print(f"So far: {swept:,} locations swept, {gone} gone.")
+    out.print(f"So far: {render.plural(swept, 'location')} swept, {gone} gone.")
     if last:
         out.print(_last_sweep(last, now_ms))
     protected = _protected(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_artifact_gc.s3.client import connect, endpoint_name
-from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, DeleteAnswer, abort_upload, delete
+from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
 from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
@@ -22,6 +22,7 @@ __all__ = [
     "MARKER_NAME",
     "MOST_ENTRIES",
     "PERMISSIONS",
+    "Abort",
     "BucketPaused",
     "DeleteAnswer",
     "Entry",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from botocore.exceptions import ClientError, ParamValidationError
@@ -83,8 +84,16 @@ def delete(client: S3Client, bucket: str, entries: Sequence[Entry], *, versioned
     return _answer(targets, deletion)
 
 
-def abort_upload(client: S3Client, bucket: str, entry: Entry) -> Failure | None:
-    """Ends an unfinished upload. None: it is gone (also if it was before).
+class Abort(StrEnum):
+    """How an unfinished upload went."""
+
+    ABORTED = "aborted"
+    GONE = "gone"
+    """It was not there any more: aborted before, or completed."""
+
+
+def abort_upload(client: S3Client, bucket: str, entry: Entry) -> Abort | Failure:
+    """Ends an unfinished upload.
 
     Raises:
         BucketPaused: no request can be made in this bucket. A denied one is a Failure.
@@ -98,12 +107,12 @@ def abort_upload(client: S3Client, bucket: str, entry: Entry) -> Failure | None:
         client.abort_multipart_upload(Bucket=bucket, Key=entry.key, UploadId=entry.version_id)
     except S3_ERRORS as error:
         if isinstance(error, ClientError) and Answer.of(error).code == "NoSuchUpload":
-            return None
+            return Abort.GONE
         failure = _failure_of(error, (entry.key, entry.version_id))
         if failure is None:
             raise translate(error, place) from error
         return failure
-    return None
+    return Abort.ABORTED
 
 
 def _check(entries: Sequence[Entry], *, versioned: bool) -> None:

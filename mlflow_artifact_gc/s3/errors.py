@@ -36,7 +36,7 @@ from mlflow_artifact_gc.s3.parsing import BodyUnreadable
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
+S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError, RecursionError)
 """All that a call of a client or the reading of a streamed body can raise."""
 
 
@@ -223,6 +223,9 @@ def translate(error: Exception, place: Place) -> StorageError:
             f"{place} sent an answer that is not S3's ({what}), so nothing is concluded from it; is the endpoint an S3 "
             "server, and nothing in between rewriting its answers?"
         )
+    if isinstance(error, RecursionError):
+        # botocore asks for the bucket's region at each redirect, and that is redirected as well.
+        return _paused(place, "it redirects every request, as no S3 server does; check MLFLOW_S3_ENDPOINT_URL")
     name = type(error).__name__
     if isinstance(error, _LOST) and not isinstance(error, _UNREACHABLE):
         return Transient(f"{place}: the answer was lost on its way ({name}); try again later")

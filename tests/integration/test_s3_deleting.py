@@ -12,8 +12,10 @@ from xml.sax.saxutils import escape
 import pytest
 
 from mlflow_artifact_gc.demo.servers import Identity
+from mlflow_artifact_gc.model import Failure
 from mlflow_artifact_gc.s3 import (
     MOST_ENTRIES,
+    Abort,
     BucketPaused,
     DeleteAnswer,
     Entry,
@@ -231,7 +233,7 @@ def test_uploads_are_aborted(fixture: str, request: pytest.FixtureRequest, monke
     assert len(listed) == 4
 
     for entry in [*listed, *listed]:
-        assert abort_upload(client, bucket, entry) is None
+        assert abort_upload(client, bucket, entry) is Abort.ABORTED
 
     assert [entry.key for entry in uploads(client, bucket, "")] == ["p10/a"]
 
@@ -405,7 +407,7 @@ def test_html_deletes_nothing(key: str, fake: Fake, monkeypatch: pytest.MonkeyPa
     client = client_at(fake.endpoint, monkeypatch)
 
     assert ([], [], [key]) == outcomes(delete(client, "bucket", objects(key), versioned=False))
-    assert abort_upload(client, "bucket", Entry(key, Kind.UPLOAD, "u", 0, 0)) is not None
+    assert isinstance(abort_upload(client, "bucket", Entry(key, Kind.UPLOAD, "u", 0, 0)), Failure)
 
 
 def test_a_key_that_the_answer_does_not_name_is_unknown(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +478,7 @@ def test_a_dot_segment_is_never_put_into_a_url(fake: Fake, monkeypatch: pytest.M
     answer = delete(client, "bucket", objects("p/../live", "p/../live\x01", "p/./x\r"), versioned=False)
 
     assert outcomes(answer) == (["p/../live"], [("p/../live\x01", "NotSent"), ("p/./x\r", "NotSent")], [])
-    assert abort_upload(client, "bucket", Entry("p/../live", Kind.UPLOAD, "u", 0, 0)) is not None
+    assert isinstance(abort_upload(client, "bucket", Entry("p/../live", Kind.UPLOAD, "u", 0, 0)), Failure)
     assert [request.method for request in fake.asked] == ["POST"]
 
 
@@ -505,7 +507,7 @@ def test_an_upload_that_stays_is_a_failure(
 
     failure = abort_upload(client_at(fake.endpoint, monkeypatch), "bucket", Entry("p/a", Kind.UPLOAD, "u", 0, 0))
 
-    assert failure is not None
+    assert isinstance(failure, Failure)
     assert ("p/a", "u", code, retryable) == (failure.key, failure.version_id, failure.code, failure.retryable)
 
 
@@ -513,7 +515,7 @@ def test_an_upload_of_another_bucket_state_raises(fake: Fake, monkeypatch: pytes
     """No such upload is fine, no such bucket is not."""
     client, entry = client_at(fake.endpoint, monkeypatch), Entry("p/a", Kind.UPLOAD, "u", 0, 0)
     fake.answer = lambda _: (404, error_body("NoSuchUpload"))
-    assert abort_upload(client, "bucket", entry) is None
+    assert abort_upload(client, "bucket", entry) is Abort.GONE
     fake.answer = lambda _: (404, error_body("NoSuchBucket"))
     with pytest.raises(BucketPaused):
         abort_upload(client, "bucket", entry)
