@@ -50,20 +50,23 @@ class Roots:
         self._around: dict[Location, Standing] = {}
         self._epochs: dict[Location, int] = {}
 
-    def standing(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
+    def standing(self, root: Location, others: Iterable[Location], *, occupied: bool) -> Standing:
         """Compare the root's marker with the database, before a batch of its locations is acted on.
 
         The first time, the root is proven and its marker is written or raised.
 
         Args:
-            lines: what is to be swept under it now.
-            others: locations of further rows that may prove the root, if none of ``lines`` does.
+            others: locations of further rows: an object in one of them proves the root.
+            occupied: something was just seen in a location of ours under it, which proves it.
+
+        Raises:
+            BucketPaused, Transient: that cannot be said.
         """
         try:
             if root in self._epochs:
                 self._compare(root)
                 return Standing(proven=True)
-            return self._enter(root, lines, others)
+            return self._enter(root, others, occupied=occupied)
         except RootRefused as error:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
         except _Foreign as error:
@@ -72,10 +75,13 @@ class Roots:
     def standing_around(self, root: Location, line: Decision) -> Standing:
         """Whether another marker lies in a folder around the location, above ``root`` or beneath it.
 
+        Asked of the folder that holds the entity's own, and of all above it, once each. The entity's own folder and
+        what is in it are seen by the listing.
+
         Raises:
             BucketPaused, Transient: that cannot be said.
         """
-        folders = line.location.ancestors() if line.location else ()
+        folders = line.location.parent(2).ancestors() if line.location else ()
         refused = (self._marked(folder) for folder in folders if folder != root)
         return next((standing for standing in refused if standing.outcome is not None), Standing())
 
@@ -106,7 +112,7 @@ class Roots:
                 "this one is a copy, or it was moved. Only if it was moved, run 'mlflow-artifact-gc init --adopt'"
             )
 
-    def _enter(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> Standing:
+    def _enter(self, root: Location, others: Iterable[Location], *, occupied: bool) -> Standing:
         source = "destination" if root == self._destination.root else "experiments"
         endpoint = s3.endpoint_name(self._client)
 
@@ -116,7 +122,7 @@ class Roots:
 
         row = database.written(self._engine, see)
         found = self._compare(root)
-        proven = (row.proven_ms is not None and found is not None) or self._prove(root, lines, others)
+        proven = occupied or (row.proven_ms is not None and found is not None) or self._prove(root, others)
         if not proven:
             return self._unproven(root)
         self._raise(root)
@@ -177,12 +183,11 @@ class Roots:
         self._raise(root, at_least=found.epoch if found else 0)
         return self._epochs[root]
 
-    def _prove(self, root: Location, lines: Sequence[Decision], others: Iterable[Location]) -> bool:
+    def _prove(self, root: Location, others: Iterable[Location]) -> bool:
         """Whether an object of any row of ours is there: then it is the store that MLflow writes to."""
-        mine = [line.location for line in lines if line.location]
         beside = list(islice((place for place in others if root.contains(place)), _PROOF_ATTEMPTS))
         # A few at a time, and usually the first few suffice.
-        return any(any(self._executor.map(self._occupied, group)) for group in _growing([*mine, *beside]))
+        return any(any(self._executor.map(self._occupied, group)) for group in _growing(beside))
 
     def _occupied(self, location: Location) -> bool:
         for listing in (s3.versions, s3.uploads):

@@ -182,6 +182,10 @@ class ListingTask:
         """The same listing for fewer locations."""
         return _alone(locations[0]) if len(locations) == 1 else replace(self, locations=tuple(locations))
 
+    def widened(self) -> ListingTask:
+        """The listing of one location, with the entity's own folder around it: a marker there can be seen."""
+        return replace(self, prefix=self.locations[0].parent().prefix)
+
     def owner_of(self) -> Callable[[str], Location | None]:
         """Tells which location a listed key belongs to, if any, whatever order the server lists in."""
         if len(self.locations) == 1:

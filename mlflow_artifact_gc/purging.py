@@ -16,7 +16,7 @@ from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
 from mlflow_artifact_gc.model import Decision, Failure, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_duration, show_instant
 from mlflow_artifact_gc.s3 import BucketPaused, DeleteAnswer, Entry, Kind, Versioning
-from mlflow_artifact_gc.surveying import Found, Stopped, Surveyor
+from mlflow_artifact_gc.surveying import Found, Room, Stopped, Surveyor
 
 if TYPE_CHECKING:
     from mlflow_artifact_gc.fence import Fence
@@ -85,6 +85,20 @@ class _Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sight:
+    """What a listing showed, or why it showed nothing."""
+
+    task: ListingTask
+    found: Mapping[Location, Found] = field(default_factory=dict)
+    error: Stopped | StorageError | None = None
+
+    @property
+    def occupied(self) -> list[Location]:
+        """The locations in which something is."""
+        return [location for location, found in self.found.items() if not found.empty]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Purged:
     """How each location of a listing ended, and the error after which nothing more may be deleted anywhere."""
 
@@ -105,22 +119,40 @@ class Purger:
     references_read_s: float
     """On the monotonic clock."""
 
-    def purge(self, task: ListingTask, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> Purged:
-        """Purge every location of ``task``; each gets a result, whatever happens."""
+    def look(self, task: ListingTask, room: Room) -> Sight:
+        """See what is there; touches nothing, and raises nothing that concerns this listing alone."""
+        try:
+            return Sight(task=task, found=self.surveyor.survey(task, room))
+        except (Stopped, StorageError) as error:
+            return Sight(task=task, error=error)
+
+    def purge(self, sight: Sight, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> Purged:
+        """Purge those locations of a listing that ``lines`` name; each gets a result, whatever happens."""
         works = {
             line.location: _Work(line, proven[line.location], self.references_read_s) for line in lines if line.location
         }
-        error: ArtifactGcError | None = None
+        fatal = self._purge(sight, works)
+        for work in _open(works):
+            if work.failures:
+                work.end(Outcome.FAILED, _failed_detail(work))
+            else:
+                work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
+        return Purged(results=tuple(work.result() for work in works.values()), error=fatal)
+
+    def _purge(self, sight: Sight, works: Mapping[Location, _Work]) -> ArtifactGcError | None:
+        bucket = sight.task.bucket
         try:
-            self._first_sight(task, works)
+            if sight.error:
+                raise sight.error
+            self._first_sight(sight.found, works)
             for round_ in range(_ROUNDS):
                 if _open(works):
                     time.sleep(_PAUSE_S * round_)
-                    self._round(task, works)
+                    self._round(sight.task, works)
         except Stopped:
             _end_open(works, Outcome.STOPPED, "")
         except BucketPaused as paused:
-            self.surveyor.pause(task.bucket, paused)
+            self.surveyor.pause(bucket, paused)
             _end_open(works, Outcome.PAUSED, str(paused))
         except StorageError as failed:
             for work in _open(works):
@@ -129,20 +161,15 @@ class Purger:
             _end_open(works, Outcome.FAILED, str(failed))
         except ArtifactGcError as fatal:
             # What has left the bucket until now must not be lost with the error.
-            error = fatal
             _end_open(works, Outcome.STOPPED, str(fatal))
-        for work in _open(works):
-            if work.failures:
-                work.end(Outcome.FAILED, _failed_detail(work))
-            else:
-                work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
-        return Purged(results=tuple(work.result() for work in works.values()), error=error)
+            return fatal
+        return None
 
     # The first sight
 
-    def _first_sight(self, task: ListingTask, works: Mapping[Location, _Work]) -> None:
-        for location, found in self.surveyor.survey(task, keep=True).items():
-            work = works[location]
+    def _first_sight(self, sight: Mapping[Location, Found], works: Mapping[Location, _Work]) -> None:
+        for location, work in works.items():
+            found = sight[location]
             if found.foreign_marker:
                 work.end(Outcome.FOREIGN, f"it holds the marker object of a root: {found.foreign_marker}")
             elif young := self._young(found):

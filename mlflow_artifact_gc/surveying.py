@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.s3 import S3Client
 
 _PROBES: Final = 4
-_KEPT_ENTRIES: Final = 20_000
-"""Entries of one listing that are kept; a larger location is listed again, page by page, to be acted on."""
+_KEPT_ENTRIES: Final = 200_000
+"""Entries that are kept at a time; what is beyond them is listed again, page by page, to be acted on."""
+_BLOCK: Final = 1_000
 _STRANGERS: Final = 5_000
 """Entries of others that a shared listing may meet, beside four times its own, before each location is listed alone."""
 
@@ -62,6 +63,21 @@ class Found:
             self.youngest_ms = entry.modified_ms
         if entry.key.endswith(f"/{s3.MARKER_NAME}"):
             self.foreign_marker = entry.key
+
+
+class Room:
+    """How many entries may still be kept; shared by the listings of a batch."""
+
+    def __init__(self) -> None:
+        self._left = _KEPT_ENTRIES
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """Room for some more entries, 0 when there is none left."""
+        with self._lock:
+            taken = min(_BLOCK, self._left)
+            self._left -= taken
+            return taken
 
 
 class Stopped(Exception):
@@ -111,17 +127,30 @@ class Surveyor:
         except StorageError as error:
             return error
 
-    def survey(self, task: ListingTask, *, keep: bool) -> Mapping[Location, Found]:
+    def survey(self, task: ListingTask, room: Room | None) -> Mapping[Location, Found]:
         """What each location of ``task`` holds: objects, versions, delete markers and unfinished uploads.
 
         Args:
-            keep: keep the entries, as far as memory allows; else only count.
+            room: keep the entries, as far as there is room; None: only count.
 
         Raises:
             Stopped, BucketPaused, Transient, ListingIncomplete: nothing is known of any of its locations.
         """
         never = self.versioning(task.bucket) is Versioning.NEVER
-        return self._listed(task, (s3.current if never else s3.versions, s3.uploads), keep=keep)
+        listings = (s3.current if never else s3.versions, s3.uploads)
+        if len(task.locations) > 1:
+            return self._listed(task, listings, room)
+        try:
+            return self._once(task.widened(), listings, room)
+        except _TooManyStrangers:
+            found = self._once(task, listings, room)
+            self._look_for_marker(task.locations[0], found)
+            return found
+
+    def _look_for_marker(self, location: Location, found: Mapping[Location, Found]) -> None:
+        marker = location.parent().prefix + s3.MARKER_NAME
+        if any(entry.key == marker for entry in s3.current(self._client, location.bucket, marker)):
+            found[location].foreign_marker = marker
 
     def remaining(self, task: ListingTask) -> Mapping[Location, Found]:
         """As ``survey``, but to verify that nothing is left: by every kind of listing that there is.
@@ -129,12 +158,12 @@ class Surveyor:
         Each kind has servers that overlook something in it (SeaweedFS: folder markers in a versions listing), so the
         two that show objects are joined.
         """
-        found = self._listed(task, (s3.versions, s3.uploads), keep=True)
+        found = self._listed(task, (s3.versions, s3.uploads), Room())
         seen = {
             location: {entry.key for entry in one.entries or () if entry.kind is Kind.CURRENT}
             for location, one in found.items()
         }
-        for location, one in self._listed(task, (s3.current,), keep=True).items():
+        for location, one in self._listed(task, (s3.current,), Room()).items():
             for entry in one.entries or ():
                 if entry.key not in seen[location]:
                     found[location].add(entry, keep=found[location].entries is not None)
@@ -144,32 +173,35 @@ class Surveyor:
         return found
 
     def _listed(
-        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], *, keep: bool
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
     ) -> dict[Location, Found]:
         try:
-            return self._once(task, listings, keep=keep)
+            return self._once(task, listings, room)
         except _TooManyStrangers:
             found: dict[Location, Found] = {}
             for alone in task.apart():
-                found |= self._once(alone, listings, keep=keep)
+                found |= self._once(alone, listings, room)
             return found
 
     def _once(
-        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], *, keep: bool
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
     ) -> dict[Location, Found]:
         found = {location: Found(location) for location in task.locations}
         owner_of = task.owner_of()
-        kept = strangers = 0
+        kept = strangers = places = 0
         for listing in listings:
             for entry in self._watched(listing(self._client, task.bucket, task.prefix)):
                 location = owner_of(entry.key)
                 if location is None:
+                    _note_marker(entry, found)
                     strangers += 1
                     if strangers > _STRANGERS + 4 * kept:
                         raise _TooManyStrangers
                     continue
+                if kept == places and room is not None:
+                    places += room.take()
                 kept += 1
-                found[location].add(entry, keep=keep and kept <= _KEPT_ENTRIES)
+                found[location].add(entry, keep=kept <= places)
         return found
 
     def _watched(self, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -177,6 +209,15 @@ class Surveyor:
             if number % 1000 == 0 and self._stopped():
                 raise Stopped
             yield entry
+
+
+def _note_marker(entry: Entry, found: Mapping[Location, Found]) -> None:
+    """A marker beside the artifacts, in the entity's own folder, makes that folder somebody's root."""
+    if entry.kind is Kind.CURRENT and entry.key.endswith(f"/{s3.MARKER_NAME}"):
+        folder = entry.key.removesuffix(s3.MARKER_NAME)
+        for location, one in found.items():
+            if location.prefix.startswith(folder):
+                one.foreign_marker = entry.key
 
 
 def _probe(listing: Callable[..., Iterator[Entry]], client: S3Client, bucket: str) -> None:
@@ -199,7 +240,7 @@ def measure(
 
     def one(task: ListingTask) -> dict[Location, tuple[int, int]]:
         try:
-            found = surveyor.survey(task, keep=False)
+            found = surveyor.survey(task, None)
         except StorageError:
             if strict:
                 raise

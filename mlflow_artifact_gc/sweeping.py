@@ -20,7 +20,7 @@ from mlflow_artifact_gc.model import Decision, Entity, Outcome, Plan, SweepResul
 from mlflow_artifact_gc.ownership import Roots, Standing
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
 from mlflow_artifact_gc.purging import Purged, Purger
-from mlflow_artifact_gc.surveying import Surveyor
+from mlflow_artifact_gc.surveying import Room, Surveyor
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _BATCH: Final = 500
 _POLL_S: Final = 0.5
 _TRIES: Final = 3
+_SETTLED: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,9 @@ class _Sweep:
         )
         self._eraser: Eraser | None = None
         self._aborted = threading.Event()
+        self._due = plan.due
+        # By identity: the lines are the plan's own objects, and to hash their fields would cost more than a delete.
+        self._reached: set[int] = set()
         self._results: list[SweepResult] = []
         self._lines = Counter(line.entity for line in plan.decisions)
         self._verified: dict[Entity, list[Decision]] = {}
@@ -122,7 +126,7 @@ class _Sweep:
         experiments: list[str] = []
         try:
             with self._fence.held():
-                self._batches(sorted(self._plan.due, key=lambda line: line.location or Location("", "")))
+                self._batches(sorted(self._due, key=lambda line: line.location or Location("", "")))
                 self._busy_again()
             if self._orders.delete_metadata and not self._stopped():
                 experiments = self._erase().erase_experiments(self._orders.scope, self._plan.cutoff_ms)
@@ -153,9 +157,8 @@ class _Sweep:
         return None
 
     def _fill_up(self) -> None:
-        reached = {result.decision for result in self._results}
-        for line in self._plan.due:
-            if line not in reached:
+        for line in self._due:
+            if id(line) not in self._reached:
                 self._results.append(ended(line, Outcome.STOPPED, ""))
 
     def _batches(self, lines: Sequence[Decision]) -> None:
@@ -177,6 +180,7 @@ class _Sweep:
             self._stop.wait(_POLL_S)
         if not self._stopped():
             self._results = [result for result in self._results if result.outcome is not Outcome.BUSY]
+            self._reached -= {id(line) for line in busy}
             self._batches(busy)
 
     def _claimed_ms(self, lines: Sequence[Decision]) -> int:
@@ -195,22 +199,25 @@ class _Sweep:
             self._add(finished, admission.rejected)
             self._purge(admission.due, read_s, now_ms, finished)
         finally:
-            self._finish(finished, admission.due)
+            reached = self._reached.union(id(result.decision) for result in finished)
+            finished += [ended(line, Outcome.STOPPED, "") for line in admission.due if id(line) not in reached]
+            self._settle(finished)
 
     def _add(self, finished: list[SweepResult], results: Iterable[SweepResult]) -> None:
         for result in results:
             finished.append(result)
             self._orders.on_result(result)
 
-    def _finish(self, finished: list[SweepResult], due: Sequence[Decision]) -> None:
+    def _settle(self, finished: list[SweepResult]) -> None:
         """Report and record what happened, also when an error ended the batch half-way; then delete metadata."""
-        reached = {result.decision for result in finished}
-        finished += [ended(line, Outcome.STOPPED, "") for line in due if line not in reached]
+        settled = finished.copy()
+        finished.clear()
         # What left the bucket is in the report even if the database takes no more notes.
-        self._results += finished
-        self._record(finished)
+        self._results += settled
+        self._reached.update(id(result.decision) for result in settled)
+        self._record(settled)
         if self._orders.delete_metadata and not self._aborted.is_set():
-            self._erase_rows(finished)
+            self._erase_rows(settled)
 
     def _record(self, finished: Sequence[SweepResult]) -> None:
         for tries_left in reversed(range(_TRIES)):
@@ -242,17 +249,6 @@ class _Sweep:
         return self._eraser
 
     def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int, finished: list[SweepResult]) -> None:
-        proven: dict[Location, bool] = {}
-        ready: dict[Location, Decision] = {}
-        for root, lines in _by_root(due).items():
-            standing = self._standing(root, lines)
-            for line in lines:
-                refused = self._refused(root, line, standing)
-                if refused:
-                    self._add(finished, [refused])
-                elif line.location:
-                    ready[line.location] = line
-                    proven[line.location] = standing.proven
         purger = Purger(
             client=self._equipment.client,
             surveyor=self._surveyor,
@@ -262,10 +258,31 @@ class _Sweep:
             min_age_ms=self._plan.limits.min_object_age_ms,
             references_read_s=read_s,
         )
-        tasks = planning.listing_tasks(tuple(ready), self._equipment.dense)
+        places = tuple(line.location for line in due if line.location)
+        room = Room()
+        looks = [
+            self._executor.submit(purger.look, task, room)
+            for task in planning.listing_tasks(places, self._equipment.dense)
+        ]
+        # While the listings are under way: whose are these places?
+        around = {line.location: self._around(line) for line in due}
+        sights = [look.result() for look in looks]
+        occupied = {location for sight in sights for location in sight.occupied}
+        ready: dict[Location, Decision] = {}
+        proven: dict[Location, bool] = {}
+        for root, lines in _by_root(due).items():
+            standing = self._standing(root, occupied=any(line.location in occupied for line in lines))
+            for line in lines:
+                refused = standing if standing.outcome else around[line.location]
+                if refused.outcome:
+                    self._add(finished, [ended(line, refused.outcome, refused.detail)])
+                elif line.location:
+                    ready[line.location] = line
+                    proven[line.location] = standing.proven
         futures = [
-            self._executor.submit(purger.purge, task, [ready[location] for location in task.locations], proven)
-            for task in tasks
+            self._executor.submit(purger.purge, sight, lines, proven)
+            for sight in sights
+            if (lines := [ready[location] for location in sight.task.locations if location in ready])
         ]
         self._collect(futures, finished)
 
@@ -285,6 +302,9 @@ class _Sweep:
                 error = error or purged.error
                 if error:
                     self._abandon(waiting)
+                elif len(finished) >= _SETTLED:
+                    # While the others still sweep.
+                    self._settle(finished)
         except BaseException:
             # An interrupt, or an error of ours: the others must not go on deleting unseen.
             self._abandon(waiting)
@@ -299,22 +319,21 @@ class _Sweep:
         self._aborted.set()
         futures -= {future for future in futures if future.cancel()}
 
-    def _standing(self, root: Location, lines: Sequence[Decision]) -> Standing:
+    def _standing(self, root: Location, *, occupied: bool) -> Standing:
         try:
-            # Before anything is asked of a bucket, whether we have the rights that verifying takes.
+            # Whether we have the rights that verifying takes, before anything is changed.
             self._surveyor.versioning(root.bucket)
-            return self._roots.standing(root, lines, self._equipment.others)
+            return self._roots.standing(root, self._equipment.others, occupied=occupied)
         except StorageError as error:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
 
-    def _refused(self, root: Location, line: Decision, standing: Standing) -> SweepResult | None:
-        if standing.outcome is not None:
-            return ended(line, standing.outcome, standing.detail)
+    def _around(self, line: Decision) -> Standing:
+        if line.root is None:
+            return Standing()
         try:
-            around = self._roots.standing_around(root, line)
+            return self._roots.standing_around(line.root, line)
         except StorageError as error:
-            return ended(line, Outcome.PAUSED, str(error))
-        return ended(line, around.outcome, around.detail) if around.outcome else None
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
 
 
 def _by_root(lines: Iterable[Decision]) -> dict[Location, list[Decision]]:
