@@ -48,10 +48,25 @@ class Roots:
         self._destination = destination
         self._executor = executor
         self._around: dict[Location, Standing] = {}
+        self._found: dict[Location, marker.Marker | None] = {}
         self._epochs: dict[Location, int] = {}
 
-    def standing(self, root: Location, others: Iterable[Location], *, occupied: bool) -> Standing:
+    def compared(self, root: Location) -> Standing:
         """Compare the root's marker with the database, before a batch of its locations is acted on.
+
+        Raises:
+            BucketPaused, Transient: that cannot be said.
+        """
+        try:
+            self._found[root] = self._compare(root)
+            return Standing()
+        except RootRefused as error:
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
+        except _Foreign as error:
+            return Standing(outcome=Outcome.FOREIGN, detail=str(error))
+
+    def standing(self, root: Location, others: Iterable[Location], *, occupied: bool) -> Standing:
+        """Whether we may delete under a root whose marker was just compared.
 
         The first time, the root is proven and its marker is written or raised.
 
@@ -62,15 +77,7 @@ class Roots:
         Raises:
             BucketPaused, Transient: that cannot be said.
         """
-        try:
-            if root in self._epochs:
-                self._compare(root)
-                return Standing(proven=True)
-            return self._enter(root, others, occupied=occupied)
-        except RootRefused as error:
-            return Standing(outcome=Outcome.PAUSED, detail=str(error))
-        except _Foreign as error:
-            return Standing(outcome=Outcome.FOREIGN, detail=str(error))
+        return Standing(proven=True) if root in self._epochs else self._enter(root, others, occupied=occupied)
 
     def standing_around(self, root: Location, line: Decision) -> Standing:
         """Whether another marker lies in a folder around the location, above ``root`` or beneath it.
@@ -121,8 +128,8 @@ class Roots:
             return journal.see_root(connection, root, source=source, endpoint=endpoint, now_ms=now_ms)
 
         row = database.written(self._engine, see)
-        found = self._compare(root)
-        proven = occupied or (row.proven_ms is not None and found is not None) or self._prove(root, others)
+        known = row.proven_ms is not None and self._found.get(root) is not None
+        proven = occupied or known or self._prove(root, others)
         if not proven:
             return self._unproven(root)
         self._raise(root)

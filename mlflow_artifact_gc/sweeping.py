@@ -266,12 +266,15 @@ class _Sweep:
         ]
         # While the listings are under way: whose are these places?
         around = {line.location: self._around(line) for line in due}
+        compared = {root: self._compared(root) for root in _by_root(due)}
         sights = [look.result() for look in looks]
         occupied = {location for sight in sights for location in sight.occupied}
         ready: dict[Location, Decision] = {}
         proven: dict[Location, bool] = {}
         for root, lines in _by_root(due).items():
-            standing = self._standing(root, occupied=any(line.location in occupied for line in lines))
+            standing = compared[root]
+            if standing.outcome is None:
+                standing = self._standing(root, occupied=any(line.location in occupied for line in lines))
             for line in lines:
                 refused = standing if standing.outcome else around[line.location]
                 if refused.outcome:
@@ -319,10 +322,16 @@ class _Sweep:
         self._aborted.set()
         futures -= {future for future in futures if future.cancel()}
 
-    def _standing(self, root: Location, *, occupied: bool) -> Standing:
+    def _compared(self, root: Location) -> Standing:
         try:
             # Whether we have the rights that verifying takes, before anything is changed.
             self._surveyor.versioning(root.bucket)
+            return self._roots.compared(root)
+        except StorageError as error:
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
+
+    def _standing(self, root: Location, *, occupied: bool) -> Standing:
+        try:
             return self._roots.standing(root, self._equipment.others, occupied=occupied)
         except StorageError as error:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc as gc_module
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,6 +20,20 @@ else:  # Generic since click 8.5 only.
     _IntType = _TextsType = click.ParamType
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports make hundreds of thousands of objects and free none: without the cyclic collector they take a fifth less.
+
+    What they made is left out of later collections too.
+    """
+    gc_module.disable()
+    try:
+        yield
+    finally:
+        gc_module.freeze()
+        gc_module.enable()
 
 
 class _Parsed(_IntType):
@@ -153,7 +169,8 @@ def init(**options: Any) -> None:
     """
     _refuse_later(options["action"])
     _require_database(options["backend_store_uri"])
-    from mlflow_artifact_gc.cli import setting_up
+    with _importing():
+        from mlflow_artifact_gc.cli import setting_up
 
     setting_up.run(**options)
 
@@ -227,7 +244,8 @@ def gc(**options: Any) -> None:
         raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
     _refuse_later(options["action"])
     _require_database(options["backend_store_uri"] or options["tracking_uri"])
-    from mlflow_artifact_gc.cli import backlog
+    with _importing():
+        from mlflow_artifact_gc.cli import backlog
 
     options.pop("all_workspaces", None)
     options.pop("job_ids", None)
@@ -246,7 +264,8 @@ Example:
 def status(**options: Any) -> None:
     """Say what waits, until when, what is protected by what, and what failed. Touches nothing, and not S3."""
     _require_database(options["backend_store_uri"])
-    from mlflow_artifact_gc.cli import standing
+    with _importing():
+        from mlflow_artifact_gc.cli import standing
 
     standing.run(**options)
 
