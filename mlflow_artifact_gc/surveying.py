@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -139,7 +140,16 @@ class Surveyor:
         never = self.versioning(task.bucket) is Versioning.NEVER
         listings = (s3.current if never else s3.versions, s3.uploads)
         if len(task.locations) > 1:
-            return self._listed(task, listings, room)
+            with suppress(_TooManyStrangers):
+                return self._once(task, listings, room)
+        found: dict[Location, Found] = {}
+        for alone in task.apart():
+            found |= self._survey_alone(alone, listings, room)
+        return found
+
+    def _survey_alone(
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
+    ) -> dict[Location, Found]:
         try:
             return self._once(task.widened(), listings, room)
         except _TooManyStrangers:

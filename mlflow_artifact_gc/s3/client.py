@@ -32,12 +32,12 @@ def connect(environ: Mapping[str, str], *, connections: int) -> S3Client:
     Raises:
         StorageError: the settings make no client.
     """
-    import boto3
+    import botocore.session
     from botocore.exceptions import BotoCoreError
 
     try:
-        # A session of its own: boto3's default one is not for threads, and keeps the first credentials that it finds.
-        client = boto3.session.Session().client(
+        # The client that boto3 hands out, from a session of its own: boto3's default one keeps the first credentials.
+        made = botocore.session.Session().create_client(
             "s3",
             endpoint_url=environ.get("MLFLOW_S3_ENDPOINT_URL") or None,
             verify=False if _ignores_tls(environ) else None,
@@ -49,6 +49,7 @@ def connect(environ: Mapping[str, str], *, connections: int) -> S3Client:
             f"no S3 client could be made ({type(error).__name__}); check MLFLOW_S3_ENDPOINT_URL, AWS_PROFILE and the "
             "region"
         ) from error
+    client = cast("S3Client", made)
     Parsers().register(client)
     if owner := environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER"):
         _expect_owner(client, owner)
