@@ -17,6 +17,7 @@ import click
 
 from mlflow_artifact_gc import database, planning, s3, surveying, sweeping
 from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc.cli.output import Meter, Output
 from mlflow_artifact_gc.cli.session import Session, backend_uri, open_session, places_beside, read
 from mlflow_artifact_gc.config import Settings, never_below
 from mlflow_artifact_gc.errors import Refused
@@ -103,7 +104,7 @@ class _Backlog:
     def __init__(self, session: Session, wishes: _Wishes, settings: Settings, *, json_output: bool) -> None:
         self._session, self._wishes, self._settings = session, wishes, settings
         self._json = json_output
-        self._out = render.console()
+        self._out = Output()
         self._stop = threading.Event()
         self._client: s3.S3Client | None = None
 
@@ -167,7 +168,7 @@ class _Backlog:
         braked = plan.limits.max_objects is not None or plan.limits.max_bytes is not None
         surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
         with (
-            render.Meter("Measuring", len(places)) as meter,
+            Meter("Measuring", len(places)) as meter,
             ThreadPoolExecutor(self._wishes.concurrency) as executor,
         ):
             try:
@@ -233,7 +234,7 @@ class _Backlog:
             dense=dense,
             others=places_beside(self._session, plan.due),
         )
-        with render.Meter("Sweeping", len(plan.due)) as meter:
+        with Meter("Sweeping", len(plan.due)) as meter:
 
             def seen(_result: SweepResult) -> None:
                 meter.advance()

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
+from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 from mlflow_artifact_gc.sweeping import Report
 
 SCHEMA: Final = 1
 _LINES: Final = 20
-_QUIET_S: Final = 5.0
-_PLAIN_WIDTH: Final = 160
 _BAD: Final = frozenset({Outcome.FAILED, Outcome.UNKNOWN, Outcome.PAUSED})
-
-
-def console() -> Console:
-    """Standard output. Where it is no terminal, lines are long enough for a table."""
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, soft_wrap=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -79,7 +67,7 @@ def _decision_document(line: Decision) -> dict[str, Any]:
     }
 
 
-def show_plan(out: Console, plan: Plan, *, older_than_ms: int, grace_ms: int) -> None:
+def show_plan(out: Output, plan: Plan, *, older_than_ms: int, grace_ms: int) -> None:
     """A line a location: what would be swept, then what stays and why; long plans are cut, totals are not."""
     site = "" if older_than_ms == grace_ms else f"; the site's grace period is {show_duration(grace_ms)}"
     ago = f"more than {show_duration(older_than_ms)} ago{site}"
@@ -93,30 +81,31 @@ def show_plan(out: Console, plan: Plan, *, older_than_ms: int, grace_ms: int) ->
     _show_totals(out, plan)
 
 
-def _show_sweep(out: Console, lines: Sequence[Decision]) -> None:
-    grid = table("sweep", "experiment", "deleted", "objects", "size", "reason", numbers=("objects", "size"))
+def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
+    grid = Grid("sweep", "experiment", "deleted", "objects", "size", "reason", numbers=("objects", "size"))
     for line in lines[:_LINES]:
         grid.add_row(
-            Text(str(line.entity), style="red"),
+            str(line.entity),
             line.entity.experiment_id,
             show_minute(line.deleted_ms),
             show_count(line.expected_objects),
             show_size(line.expected_bytes),
             line.reason.value,
+            style="red",
         )
     _show_table(out, grid, cut=len(lines) - _LINES)
 
 
-def _show_keep(out: Console, lines: Sequence[Decision]) -> None:
-    grid = table("keep", "deleted", "reason", "why")
+def _show_keep(out: Output, lines: Sequence[Decision]) -> None:
+    grid = Grid("keep", "deleted", "reason", "why")
     for line in lines[:_LINES]:
         why = line.evidence or line.reason.sentence
-        grid.add_row(Text(str(line.entity), style="green"), show_minute(line.deleted_ms), line.reason.value, why)
+        grid.add_row(str(line.entity), show_minute(line.deleted_ms), line.reason.value, why, style="green")
     _show_table(out, grid, cut=len(lines) - _LINES)
 
 
-def _show_table(out: Console, grid: Table, *, cut: int) -> None:
-    show_table(out, grid)
+def _show_table(out: Output, grid: Grid, *, cut: int) -> None:
+    out.table(grid)
     out.print(f"… and {cut:,} more (--format json has them all)\n" if cut > 0 else "")
 
 
@@ -130,7 +119,7 @@ def _plan_order(line: Decision) -> tuple[int, int, int, str]:
     )
 
 
-def _show_totals(out: Console, plan: Plan) -> None:
+def _show_totals(out: Output, plan: Plan) -> None:
     totals = plan.totals
     measured = totals.due_objects is not None
     amount = (
@@ -219,17 +208,17 @@ def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
     }
 
 
-def show_results(out: Console, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
+def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
     """What happened: each location that did not end as planned, and the sums of what left the buckets."""
     notable = [result for result in results if result.outcome not in (Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED)]
     out.print("")
     if notable:
-        grid = table("outcome", "what", "gone", "why", numbers=("gone",))
+        grid = Grid("outcome", "what", "gone", "why", numbers=("gone",))
         for result in notable[:_LINES]:
             style = "red" if result.outcome in _BAD else "yellow"
             gone = result.deleted_objects + result.deleted_versions
             grid.add_row(
-                Text(result.outcome.value, style=style), str(result.decision.entity), show_count(gone), result.detail
+                result.outcome.value, str(result.decision.entity), show_count(gone), result.detail, style=style
             )
         _show_table(out, grid, cut=len(notable) - _LINES)
     counts = Counter(result.outcome for result in results)
@@ -271,61 +260,3 @@ def _gone(sums: Mapping[str, int]) -> str:
 def plural(count: int, word: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
-def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table in our style; only its last words wrap."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for column in columns:
-        wraps = column in ("why", "by")
-        grid.add_column(column, justify="right" if column in numbers else "left", no_wrap=not wraps, overflow="fold")
-    return grid
-
-
-def show_table(out: Console, grid: Table) -> None:
-    """Print a table; without the blanks at the ends of lines where it goes into a file."""
-    if out.is_terminal:
-        out.print(grid)
-        return
-    with out.capture() as captured:
-        out.print(grid)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
-
-
-class Meter:
-    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done = title, total, 0
-        self._told = time.monotonic()
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(title, total=total)
-
-    def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self, count: int = 1) -> None:
-        """So many more locations are done."""
-        self._done += count
-        if self._bar:
-            self._bar.update(self._task, completed=self._done)
-        elif time.monotonic() - self._told > _QUIET_S:
-            self._told = time.monotonic()
-            click.echo(f"{self._title}: {self._done:,} of {self._total:,}", err=True)
-
-    def note(self, text: str) -> None:
-        """Something that a waiting person wants to know."""
-        if self._bar:
-            self._bar.console.print(text)
-        else:
-            click.echo(text, err=True)

@@ -13,6 +13,7 @@ import click
 
 from mlflow_artifact_gc import database, journal, ownership, references, s3, schema
 from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc.cli.output import Output
 from mlflow_artifact_gc.cli.session import open_engine, readable_destination, registry_engine
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import RootRefused, TablesNotReady, UnreadableUri, UsageError
@@ -156,7 +157,7 @@ def _tell(
             }
         )
         return
-    out = render.console()
+    out = Output()
     verb = "set up in" if before is None else "current in"
     out.print(f"mlflow-artifact-gc is {verb} {database.display(engine.url)}.")
     for name, (old, new) in changes.items():

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from mlflow_artifact_gc import database, journal
 from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.cli.session import Reading, open_session, read
 from mlflow_artifact_gc.model import Decision, Reason
 from mlflow_artifact_gc.policy import Scope
@@ -72,7 +73,7 @@ def _print(
     last: tuple[int, int | None] | None,
     now_ms: int,
 ) -> None:
-    out = render.console()
+    out = Output()
     counts = Counter(line.reason for line in found.decisions)
     out.print(_sentence(counts, site, _next_ms(found, site.grace_ms)), style="bold")
     rest = [
@@ -93,19 +94,19 @@ def _print(
         out.print(_last_sweep(last, now_ms))
     protected = _protected(found)
     if protected:
-        grid = render.table("protected", "by")
+        grid = Grid("protected", "by")
         for line in protected[:_EXAMPLES]:
             grid.add_row(str(line.entity), line.evidence)
         out.print("")
-        render.show_table(out, grid)
+        out.table(grid)
         if len(protected) > _EXAMPLES:
             out.print(f"… and {len(protected) - _EXAMPLES:,} more (--format json has them all)")
     if summary.failed:
-        grid = render.table("failed", "location", "why")
+        grid = Grid("failed", "location", "why")
         for kind, id_, location, detail in summary.failed:
             grid.add_row(f"{kind.replace('_', ' ')} {id_}", location, detail)
         out.print("")
-        render.show_table(out, grid)
+        out.table(grid)
 
 
 def _sentence(counts: Counter[Reason], site: journal.Site, next_ms: int | None) -> str:
