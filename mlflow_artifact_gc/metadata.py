@@ -116,6 +116,7 @@ class Eraser:
         chosen = self._as_planned(connection, batch)
         if kind is EntityKind.RUN:
             chosen = self._without_metrics_of_models(connection, chosen)
+            chosen = self._without_models_that_follow(connection, chosen)
         ids = [entity.id for entity in chosen]
         if not ids:
             return set()
@@ -150,6 +151,17 @@ class Eraser:
         ids = [entity.id for entity in entities]
         query = sa.select(metrics.c.run_id).where(metrics.c.run_id.in_(ids)).distinct()
         needed = set(connection.execute(query).scalars())
+        return [entity for entity in entities if entity.id not in needed]
+
+    def _without_models_that_follow(self, connection: Connection, entities: Sequence[Entity]) -> list[Entity]:
+        """A logged model that follows its run is a tombstone by that run's row alone: the row goes after the model."""
+        if not self._tracked.models_follow_run or not self._columns.has("logged_models", "source_run_id"):
+            return list(entities)
+        models = self._columns.table("logged_models")
+        ids = [entity.id for entity in entities]
+        needed = set(
+            connection.execute(sa.select(models.c.source_run_id).where(models.c.source_run_id.in_(ids))).scalars()
+        )
         return [entity for entity in entities if entity.id not in needed]
 
     def _lock(self, connection: Connection, kind: EntityKind, batch: Sequence[Entity]) -> None:

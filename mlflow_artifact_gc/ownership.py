@@ -77,7 +77,12 @@ class Roots:
         Raises:
             BucketPaused, Transient: that cannot be said.
         """
-        return Standing(proven=True) if root in self._epochs else self._enter(root, others, occupied=occupied)
+        try:
+            return Standing(proven=True) if root in self._epochs else self._enter(root, others, occupied=occupied)
+        except RootRefused as error:
+            return Standing(outcome=Outcome.PAUSED, detail=str(error))
+        except _Foreign as error:
+            return Standing(outcome=Outcome.FOREIGN, detail=str(error))
 
     def standing_around(self, root: Location, line: Decision) -> Standing:
         """Whether another marker lies in a folder around the location, above ``root`` or beneath it.
@@ -132,6 +137,8 @@ class Roots:
         proven = occupied or known or self._prove(root, others)
         if not proven:
             return self._unproven(root)
+        # Another process may have made the root its own while the listings ran: never put over a marker unread.
+        self._compare(root)
         self._raise(root)
         return Standing(proven=True)
 

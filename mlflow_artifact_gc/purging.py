@@ -31,6 +31,8 @@ _FRESH_S: Final = 60.0
 _AGE_MARGIN_MS: Final = 5 * 60_000
 """S3's clock and the database's may differ by so much."""
 _SHOWN_FAILURES: Final = 20
+_ABORTS: Final = 100
+_UNPROVEN: Final = "its root was empty a moment ago and is not now; run it again"
 
 _Identity = tuple[str, str | None]
 
@@ -89,6 +91,8 @@ class Sight:
     """What a listing showed, or why it showed nothing."""
 
     task: ListingTask
+    seen_s: float
+    """When the listing began, on the monotonic clock."""
     found: Mapping[Location, Found] = field(default_factory=dict)
     error: Stopped | StorageError | None = None
 
@@ -121,10 +125,13 @@ class Purger:
 
     def look(self, task: ListingTask, room: Room) -> Sight:
         """See what is there; touches nothing, and raises nothing that concerns this listing alone."""
+        seen_s = time.monotonic()
+        if self.stopped():
+            return Sight(task=task, seen_s=seen_s, error=Stopped())
         try:
-            return Sight(task=task, found=self.surveyor.survey(task, room))
+            return Sight(task=task, seen_s=seen_s, found=self.surveyor.survey(task, room))
         except (Stopped, StorageError) as error:
-            return Sight(task=task, error=error)
+            return Sight(task=task, seen_s=seen_s, error=error)
 
     def purge(self, sight: Sight, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> Purged:
         """Purge those locations of a listing that ``lines`` name; each gets a result, whatever happens."""
@@ -142,6 +149,9 @@ class Purger:
     def _purge(self, sight: Sight, works: Mapping[Location, _Work]) -> ArtifactGcError | None:
         bucket = sight.task.bucket
         try:
+            if not sight.error and time.monotonic() - sight.seen_s > _FRESH_S:
+                # What was written since must be seen: by key alone, the new object would go with the old one's age.
+                sight = self.look(sight.task, Room())
             if sight.error:
                 raise sight.error
             self._first_sight(sight.found, works)
@@ -175,7 +185,7 @@ class Purger:
             elif young := self._young(found):
                 work.end(Outcome.POSTPONED, young)
             elif not found.empty and not work.root_proven:
-                work.end(Outcome.PAUSED, "its root was empty a moment ago and is not now; run it again")
+                work.end(Outcome.PAUSED, _UNPROVEN)
             self._take(work, found)
 
     def _young(self, found: Found) -> str:
@@ -238,6 +248,10 @@ class Purger:
                 del work.unknown[identity]
         if found.empty:
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
+        elif found.foreign_marker:
+            work.end(Outcome.FOREIGN, f"it holds the marker object of a root: {found.foreign_marker}")
+        elif not work.root_proven:
+            work.end(Outcome.PAUSED, _UNPROVEN)
         elif any(self._too_young(entry) for entry in (*left.values(), *found.uploads)):
             work.end(Outcome.POSTPONED, "something was written into it while it was being swept")
         elif left and all(identity in work.failures and not work.failures[identity].retryable for identity in left):
@@ -268,9 +282,9 @@ class Purger:
                 work.end(changed[work.line].outcome, changed[work.line].detail + lost)
 
     def _abort(self, uploads: Sequence[tuple[_Work, Entry]]) -> None:
-        if uploads:
-            self._ready(_works_of(uploads))
-        for work, entry in uploads:
+        for number, (work, entry) in enumerate(uploads):
+            if number % _ABORTS == 0:
+                self._ready(_works_of(uploads[number : number + _ABORTS]))
             if work.outcome is not None or work.line.location is None:
                 continue
             answer = s3.abort_upload(self.client, work.line.location.bucket, entry)

@@ -128,6 +128,8 @@ class _Sweep:
             with self._fence.held():
                 self._batches(sorted(self._due, key=lambda line: line.location or Location("", "")))
                 self._busy_again()
+            if self._orders.delete_metadata:
+                self._erase_late()
             if self._orders.delete_metadata and not self._stopped():
                 experiments = self._erase().erase_experiments(self._orders.scope, self._plan.cutoff_ms)
         except ArtifactGcError as found:
@@ -169,7 +171,7 @@ class _Sweep:
 
     def _busy_again(self) -> None:
         """Wait for claims that nobody renews: their process has died where we cannot see it."""
-        busy = [result.decision for result in self._results if result.outcome is Outcome.BUSY]
+        busy = [result.decision for result in self._results if _untouched(result)]
         if not busy or self._stopped():
             return
         wait_ms = self._claimed_ms(busy)
@@ -179,7 +181,7 @@ class _Sweep:
         while time.monotonic() < until and self._claimed_ms(busy) > 0 and not self._stopped():
             self._stop.wait(_POLL_S)
         if not self._stopped():
-            self._results = [result for result in self._results if result.outcome is not Outcome.BUSY]
+            self._results = [result for result in self._results if not _untouched(result)]
             self._reached -= {id(line) for line in busy}
             self._batches(busy)
 
@@ -243,6 +245,16 @@ class _Sweep:
         }
         self._gone |= self._erase().erase(complete)
 
+    def _erase_late(self) -> None:
+        """What was held back by rows that have gone since: a run by its logged models' metrics."""
+        self._gone |= self._erase().erase(
+            {
+                entity: lines
+                for entity, lines in self._verified.items()
+                if entity not in self._gone and len(lines) == self._lines[entity]
+            }
+        )
+
     def _erase(self) -> Eraser:
         if self._eraser is None:
             self._eraser = Eraser(self._equipment.tracked, self._equipment.destination)
@@ -264,17 +276,28 @@ class _Sweep:
             self._executor.submit(purger.look, task, room)
             for task in planning.listing_tasks(places, self._equipment.dense)
         ]
-        # While the listings are under way: whose are these places?
-        around = {line.location: self._around(line) for line in due}
-        compared = {root: self._compared(root) for root in _by_root(due)}
-        sights = [look.result() for look in looks]
+        try:
+            # While the listings are under way: whose are these places?
+            around = {line.location: self._around(line) for line in due}
+            compared = {root: self._compared(root) for root in _by_root(due)}
+            sights = [look.result() for look in looks]
+        except BaseException:
+            self._aborted.set()
+            for look in looks:
+                look.cancel()
+            raise
+        if self._stopped():
+            return
         occupied = {location for sight in sights for location in sight.occupied}
+        unseen = {location for sight in sights if sight.error for location in sight.task.locations}
         ready: dict[Location, Decision] = {}
         proven: dict[Location, bool] = {}
         for root, lines in _by_root(due).items():
             standing = compared[root]
-            if standing.outcome is None:
-                standing = self._standing(root, occupied=any(line.location in occupied for line in lines))
+            seen = any(line.location in occupied for line in lines)
+            # A listing that failed proves nothing, and says so itself.
+            if standing.outcome is None and (seen or not any(line.location in unseen for line in lines)):
+                standing = self._standing(root, occupied=seen)
             for line in lines:
                 refused = standing if standing.outcome else around[line.location]
                 if refused.outcome:
@@ -299,8 +322,10 @@ class _Sweep:
         error: ArtifactGcError | None = None
         try:
             for future in as_completed(futures):
-                waiting.discard(future)
+                if future.cancelled():
+                    continue
                 purged = future.result()
+                waiting.discard(future)
                 self._add(finished, purged.results)
                 error = error or purged.error
                 if error:
@@ -343,6 +368,12 @@ class _Sweep:
             return self._roots.standing_around(line.root, line)
         except StorageError as error:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
+
+
+def _untouched(result: SweepResult) -> bool:
+    """Another process has it, and we have not deleted anything in it."""
+    gone = (result.deleted_objects, result.deleted_versions, result.deleted_markers, result.aborted_uploads)
+    return result.outcome is Outcome.BUSY and not any(gone)
 
 
 def _by_root(lines: Iterable[Decision]) -> dict[Location, list[Decision]]:

@@ -689,3 +689,59 @@ def test_an_error_while_reading_references_touches_nothing(
     assert "nothing was touched" in ran.err
     assert len(calls) == call
     assert site.snapshot().items == before.items
+
+
+def test_an_error_ends_the_sweep_with_a_report(moto_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database error in one of many listings: the others are waited for, and the report says what is gone."""
+    from mlflow_artifact_gc import fence
+    from mlflow_artifact_gc.errors import DatabaseUnusable
+
+    site = moto_site
+    experiment = site.experiment()
+    dead = [site.run(experiment, n_objects=1) for _ in range(12)]
+    for one in dead:
+        site.delete_run(one)
+    init(site)
+    before = site.snapshot()
+    changed = fence.Fence.changed
+    calls: list[int] = []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise DatabaseUnusable("the connection was lost")
+        return changed(*arguments)
+
+    monkeypatch.setattr(fence.Fence, "changed", failing)
+    report = gc(site, "--concurrency", "2", expect=1)
+
+    assert report["error"] == "the connection was lost"
+    assert set(outcomes(report).values()) == {"swept", "stopped"}
+    assert len(outcomes(report)) == 12
+    assert_bucket_sound(site, report, before)
+
+
+def test_a_run_keeps_its_row_until_the_models_that_follow_it_are_gone(
+    moto_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its run's row such a model would be live again, with its artifacts gone."""
+    from mlflow_artifact_gc import sweeping
+
+    monkeypatch.setattr(sweeping, "_SETTLED", 1)
+    site = moto_site
+    experiment = site.experiment()
+    dead = [site.run(experiment, n_objects=1) for _ in range(3)]
+    models = [site.logged_model(experiment, source_run=one, n_objects=2) for one in dead]
+    for one in dead:
+        site.delete_run(one)
+    init(site, "--models", "follow-run")
+    before = site.snapshot()
+    report = gc(site, "--metadata", "delete", "--concurrency", "1")
+
+    assert outcomes(report) == dict.fromkeys([*dead, *models], "swept")
+    assert all(result["metadata_deleted"] for result in report["results"])
+    # The oracle knows no models that follow their run: it takes them for live.
+    after = site.snapshot()
+    assert not [key for key in after.keys if key.endswith(".bin")]
+    assert not [row for row in after.rows if row.kind != "experiment"]
+    assert before.keys
