@@ -120,6 +120,9 @@ class _Sweep:
 
     def run(self) -> Report:
         """Plan started, batches, plan finished: a start without an end in the journal is the trace of a crash."""
+        for bucket in {line.location.bucket for line in self._due if line.location}:
+            # Asked while the database is busy with the fence; the answer, or the error, is met again there.
+            self._executor.submit(self._surveyor.versioning, bucket)
         with database.writing(self._engine) as connection:
             journal.plan_started(connection, self._plan, database.clock_ms(connection))
         error: ArtifactGcError | None = None
