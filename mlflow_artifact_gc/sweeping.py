@@ -298,8 +298,10 @@ class _Sweep:
         for root, lines in _by_root(due).items():
             standing = compared[root]
             seen = any(line.location in occupied for line in lines)
-            # A listing that failed proves nothing, and says so itself.
-            if standing.outcome is None and (seen or not any(line.location in unseen for line in lines)):
+            allowed = [line for line in lines if around[line.location].outcome is None]
+            # A listing that failed proves nothing, and says so itself; and in a folder of another database our own
+            # marker would stop its owner.
+            if standing.outcome is None and allowed and (seen or not any(line.location in unseen for line in lines)):
                 standing = self._standing(root, occupied=seen)
             for line in lines:
                 refused = standing if standing.outcome else around[line.location]
