@@ -11,6 +11,7 @@ from mlflow_artifact_gc.errors import UsageError
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
 PREFIX = "MLFLOW_ARTIFACT_GC_"
+_SHORTEST_POLL_MS = 100
 _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
 
@@ -27,6 +28,8 @@ class Settings:
     max_objects: int | None = None
     max_share: float | None = None
     action: str | None = None
+    poll_ms: int | None = None
+    worker: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -41,6 +44,8 @@ class Settings:
             max_objects=_read(found, "MAX_OBJECTS", _between(int, 0, 2**63)),
             max_share=_read(found, "MAX_SHARE", _between(float, 0, 1)),
             action=_read(found, "ACTION", _action),
+            poll_ms=_read(found, "POLL", _poll),
+            worker=_read(found, "WORKER", _worker),
         )
 
 
@@ -57,6 +62,19 @@ def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str
 def _action(text: str) -> str:
     if text != "purge":
         raise UsageError(f"{text!r} is not part of this version yet: use purge")
+    return text
+
+
+def _poll(text: str) -> int:
+    duration_ms = parse_duration(text)
+    if duration_ms < _SHORTEST_POLL_MS:
+        raise UsageError(f"{text!r} is shorter than 100 ms")
+    return duration_ms
+
+
+def _worker(text: str) -> str:
+    if text not in ("embedded", "off"):
+        raise UsageError(f"{text!r} is neither 'embedded' nor 'off'")
     return text
 
 

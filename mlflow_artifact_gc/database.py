@@ -30,13 +30,16 @@ _REQUIRED: Final = {
     "runs": {"run_uuid", "experiment_id", "artifact_uri", "lifecycle_stage", "deleted_time"},
 }
 _CLOCKS: Final = {
-    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
-    "postgresql": "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
 }
 
 
-def open_engine(uri: str) -> Engine:
+def open_engine(uri: str, *, ping: bool = True) -> Engine:
     """An engine on ``uri`` with the driver that the user chose; connects once.
+
+    Args:
+        ping: ask an old connection whether it still lives before each use. Without, the use itself fails.
 
     Raises:
         DatabaseUnusable: not a database URI, a kind that is not supported, no driver, no such database, wrong
@@ -44,7 +47,7 @@ def open_engine(uri: str) -> Engine:
     """
     url = _checked_url(uri)
     try:
-        engine = sa.create_engine(url, pool_size=4, max_overflow=20, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_size=4, max_overflow=20, pool_pre_ping=ping)
     except ImportError as error:
         driver = error.name or url.drivername
         raise DatabaseUnusable(
@@ -52,7 +55,7 @@ def open_engine(uri: str) -> Engine:
             f"the URI, as in {url.get_backend_name()}+psycopg2://…"
         ) from error
     except (NoSuchModuleError, ArgumentError) as error:
-        raise DatabaseUnusable(f"{display(url)} cannot be opened: {_first_line(error, url)}") from error
+        raise DatabaseUnusable(f"{display(url)} cannot be opened: {first_line(error, url)}") from error
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     with reading(engine) as connection:
@@ -168,7 +171,7 @@ def _translated(engine: Engine) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         raise DatabaseUnusable(
-            f"The database {display(engine.url)} answered: {_first_line(error, engine.url)}"
+            f"The database {display(engine.url)} answered: {first_line(error, engine.url)}"
         ) from error
 
 
@@ -180,11 +183,12 @@ def display(url: URL) -> str:
     return f"{url.get_backend_name()}://{place}/{url.database or ''}"
 
 
-def _first_line(error: Exception, url: URL) -> str:
+def first_line(error: Exception, url: URL | None = None) -> str:
+    """What the database said, without its statement, parameters and secrets."""
     origin = error.orig if isinstance(error, DBAPIError) and error.orig else error
     line = (str(origin).strip().splitlines() or [type(error).__name__])[0]
-    options = {name: value for name, value in url.query.items() if isinstance(value, str)}
-    secrets = [url.password, (url.host or "").rpartition("@")[0]]
+    options = {name: value for name, value in url.query.items() if isinstance(value, str)} if url else {}
+    secrets = [url.password, (url.host or "").rpartition("@")[0]] if url else []
     secrets += [value for name, value in options.items() if "pass" in name or "key" in name or "token" in name]
     for secret in filter(None, secrets):
         line = line.replace(secret, "***")
@@ -193,7 +197,12 @@ def _first_line(error: Exception, url: URL) -> str:
 
 def clock_ms(connection: Connection) -> int:
     """The database server's clock: the only one that all our processes share."""
-    return int(connection.exec_driver_sql(_CLOCKS[connection.dialect.name]).scalar_one())
+    return int(connection.exec_driver_sql(f"SELECT {_CLOCKS[connection.dialect.name]}").scalar_one())
+
+
+def clock_expression(dialect: str) -> sa.ColumnElement[int]:
+    """The same clock, to be read inside another statement."""
+    return sa.literal_column(_CLOCKS[dialect], sa.BigInteger)
 
 
 def fingerprint(connection: Connection) -> str:
@@ -207,6 +216,17 @@ def fingerprint(connection: Connection) -> str:
     query = "SELECT system_identifier, current_database(), current_schema() FROM pg_control_system()"
     identifier, database, schema = connection.exec_driver_sql(query).one()
     return f"postgresql:{identifier}/{database}/{schema}"
+
+
+def writers_of(connection: Connection, table: str) -> set[str]:
+    """The transactions that have written to ``table`` and have not ended. Only PostgreSQL has several at a time."""
+    if connection.dialect.name != "postgresql":
+        return set()
+    query = sa.text(
+        "SELECT virtualtransaction FROM pg_locks WHERE relation = to_regclass(:name) AND mode = 'RowExclusiveLock'"
+        " AND granted AND pid <> pg_backend_pid()"
+    )
+    return set(connection.scalars(query, {"name": table}))
 
 
 def columns(connection: Connection, *tables: str) -> dict[str, frozenset[str]]:
@@ -231,7 +251,7 @@ def require_mlflow(connection: Connection) -> None:
             f"MLflow's tables in {where} lack {', '.join(missing)}: they are older than MLflow 2.0. Run "
             "'mlflow db upgrade' with its URI"
         )
-    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    revision = mlflow_revision(connection)
     if revision is None:
         raise DatabaseUnusable(
             f"MLflow's tables in {where} say no revision: its set-up was not finished. Run 'mlflow db upgrade' with "
@@ -243,6 +263,12 @@ def require_mlflow(connection: Connection) -> None:
             f"MLflow's tables in {where} are newer (revision {revision}) than the MLflow installed here: install the "
             "version of MLflow that the server runs, so that nothing it stores is overlooked"
         )
+
+
+def mlflow_revision(connection: Connection) -> str | None:
+    """The revision of MLflow's own tables."""
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)
 
 
 def _installed_revisions() -> frozenset[str]:

@@ -13,14 +13,21 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from mlflow_artifact_gc import processes
+from mlflow_artifact_gc import database, processes, protection
+from mlflow_artifact_gc.inbox import Subject
 from mlflow_artifact_gc.locations import Location
-from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.tables import intents, plans, roots, site
 
 _DETAIL: Final = 1000
 _URI: Final = 2048
 _IN_LIMIT: Final = 500
+_CORES: Final = 100
+KEPT: Final = "kept: "
+"""How the detail of an intent begins that something live protects."""
+HELD: Final = "held back by a brake: "
+"""How the detail of an intent begins that a brake of the worker's holds back."""
+LOST: Final = "its row in MLflow is gone for good"
 
 
 class State(StrEnum):
@@ -53,6 +60,8 @@ class Site:
     grace_ms: int
     min_object_age_ms: int
     orphan_quarantine_ms: int
+    updated_ms: int = 0
+    """When these settings were written; what is under way with older ones stops."""
     action: Action | None = None
     models: Models = Models.KEEP
     artifacts_destination: str | None = None
@@ -102,11 +111,22 @@ def read_site(connection: Connection) -> Site | None:
 
 def write_site(connection: Connection, settings: Site, now_ms: int) -> None:
     """Store the settings in place of what is there."""
-    values = {**asdict(settings), "updated_ms": now_ms}
+    # Never the same moment twice: it is how others see that something has changed.
+    values = {**asdict(settings), "updated_ms": max(now_ms, settings.updated_ms + 1)}
     if read_site(connection) is None:
         connection.execute(site.insert().values(id=1, **values))
     else:
         connection.execute(site.update().values(**values))
+
+
+def carry(connection: Connection, *, registry: str, destination: str | None, now_ms: int) -> None:
+    """Fill in what a server said of itself, where nobody has said it yet."""
+    values = {
+        "registry_fingerprint": sa.func.coalesce(site.c.registry_fingerprint, registry),
+        "artifacts_destination": sa.func.coalesce(site.c.artifacts_destination, destination),
+        "updated_ms": sa.case((site.c.updated_ms >= now_ms, site.c.updated_ms + 1), else_=now_ms),
+    }
+    connection.execute(site.update().values(**values))
 
 
 # Roots
@@ -125,12 +145,26 @@ def known_roots(connection: Connection) -> list[tuple[str, str]]:
     return [(row.uri, row.endpoint) for row in connection.execute(sa.select(roots.c.uri, roots.c.endpoint))]
 
 
+def proven_endpoints(connection: Connection) -> frozenset[str]:
+    """The S3 endpoints under which objects of ours were found."""
+    query = sa.select(roots.c.endpoint).where(roots.c.proven_ms.is_not(None)).distinct()
+    return frozenset(connection.scalars(query))
+
+
+def move_roots(connection: Connection, endpoint: str) -> None:
+    """Every root is at ``endpoint`` now."""
+    connection.execute(roots.update().values(endpoint=endpoint))
+
+
 def see_root(connection: Connection, location: Location, *, source: str, endpoint: str, now_ms: int) -> Root:
     """The row of a root; made where there is none."""
-    seen = {"last_seen_ms": now_ms, "endpoint": endpoint}
-    updated = connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(**seen))
+    # Where it was proven it stays: another endpoint has to be told by `init --adopt`.
+    kept = sa.case((roots.c.proven_ms.is_(None), endpoint), else_=roots.c.endpoint)
+    mine = roots.update().where(roots.c.uri_sha256 == sha256(location))
+    updated = connection.execute(mine.values(last_seen_ms=now_ms, endpoint=kept))
     if not updated.rowcount:
         fresh = {"uri_sha256": sha256(location), "uri": location.uri, "source": source, "first_seen_ms": now_ms}
+        seen = {"last_seen_ms": now_ms, "endpoint": endpoint}
         connection.execute(roots.insert().values(**fresh, **seen, epoch=0, marker_epoch=0))
     found = read_root(connection, location)
     if found is None:
@@ -195,11 +229,40 @@ def claim(
     return Claim(mine=frozenset(line.location for line in mine.values() if line.location), busy=busy)
 
 
+def seen_since(connection: Connection, lines: Sequence[Decision], since_ms: int) -> set[tuple[Subject, str]]:
+    """Entities of ``lines`` whose deletion the worker has seen only after ``since_ms``: they were deleted again."""
+    keys = [sha256(line.location) for line in lines if line.location]
+    found: set[tuple[Subject, str]] = set()
+    for start in range(0, len(keys), _IN_LIMIT):
+        query = sa.select(intents.c.entity_kind, intents.c.entity_id).where(
+            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]),
+            intents.c.first_seen_ms > since_ms,
+            intents.c.look_ms.is_not(None),
+        )
+        found.update((Subject(kind), id_) for kind, id_ in connection.execute(query))
+    return found
+
+
 def _is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
     holder = row["claimed_by"]
     if holder in (None, owner) or (row["claimed_until_ms"] or 0) <= now_ms:
         return False
     return not processes.is_dead(holder)
+
+
+def being_swept(connection: Connection, texts: Iterable[str]) -> list[str]:
+    """The entities whose ids ``texts`` hold and that a process is sweeping at this moment; by key, without a lock."""
+    cores = sorted({core for text in texts for core in protection.cores(text)})
+    ids = [form for core in cores[:_CORES] for form in (core, f"m-{core}", f"tr-{core}")]
+    if not ids:
+        return []
+    query = sa.select(intents.c.entity_kind, intents.c.entity_id).where(
+        intents.c.entity_kind.in_([kind.value for kind in EntityKind]),
+        intents.c.entity_id.in_(ids),
+        intents.c.state == State.SWEEPING,
+        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+    )
+    return [f"{kind.replace('_', ' ')} {id_}" for kind, id_ in connection.execute(query)]
 
 
 def claimed_for_ms(connection: Connection, lines: Sequence[Decision], now_ms: int) -> int:
@@ -252,23 +315,339 @@ def _new_intent(line: Decision, now_ms: int) -> dict[str, Any]:
     location = line.location
     if location is None:
         raise AssertionError(line)
-    counts = dict.fromkeys(_COUNTS, 0)
+    seen = Expected(
+        entity=line.entity, uri=line.uri, location=location, deleted_ms=line.deleted_ms, first_seen_ms=now_ms
+    )
+    return _blank(seen, sha256(location), now_ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """A location that the worker is to look at. ``first_seen_ms`` is on the database's clock."""
+
+    entity: Entity
+    uri: str
+    location: Location
+    deleted_ms: int | None
+    first_seen_ms: int
+    noted: bool = False
+    """Whether the hook has noted the deletion, and so its date."""
+
+    @property
+    def since_ms(self) -> int:
+        """From when its grace period counts: the later of MLflow's date and ours."""
+        return max(self.deleted_ms or 0, self.first_seen_ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """An intent that the worker has to look at now."""
+
+    id: int
+    entity: Entity
+    location: Location
+    attempts: int
+
+
+def expect(connection: Connection, wanted: Sequence[Expected], *, grace_ms: int, now_ms: int) -> list[Expected]:
+    """Have the worker look at locations when their grace period is over; what it will look at, with its date.
+
+    A date only ever moves to a later one. What is being swept at this moment, or was swept for the same tombstone,
+    stays as it is.
+    """
+    by_key = {sha256(one.location): one for one in wanted}
+    found = _intent_rows(connection, list(by_key))
+    taken: list[Expected] = []
+    fresh: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    for key, one in sorted(by_key.items()):
+        row = found.get(key)
+        if row is None:
+            fresh.append({**_blank(one, key, now_ms), "look_ms": one.since_ms + grace_ms})
+            taken.append(one)
+        elif one.noted and State(row["state"]) is State.SWEEPING and one.first_seen_ms > row["state_ms"]:
+            # The process that is sweeping it sees this before its next batch, and lets go of it.
+            later_ms = {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
+            connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**later_ms))
+        elif _starts_anew(row, one, now_ms):
+            again = row["state"] not in (State.PENDING, State.SWEEPING)
+            known_ms = 0 if again or row["look_ms"] is None else row["first_seen_ms"]
+            later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms))
+            changed.append({"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)})
+            taken.append(later)
+    if fresh:
+        connection.execute(intents.insert(), fresh)
+    if changed:
+        names = [name for name in changed[0] if name != "key"]
+        values: dict[str, Any] = {name.removeprefix("new_"): sa.bindparam(name) for name in names}
+        mine = intents.c.location_sha256 == sa.bindparam("key")
+        connection.execute(
+            intents.update().where(mine).values(claimed_by=None, claimed_until_ms=None, **values), changed
+        )
+    return taken
+
+
+def _starts_anew(row: sa.RowMapping, one: Expected, now_ms: int) -> bool:
+    match State(row["state"]):
+        case State.SWEEPING | State.CLAIMED:
+            return not _is_claimed(row, "", now_ms)
+        case State.SWEPT | State.CLOSED | State.WAITING:
+            # Restored and deleted again: only a later date makes it a new tombstone.
+            if one.noted and one.first_seen_ms > int(row["swept_ms"] or 0):
+                return True
+            return one.deleted_ms is not None and one.deleted_ms > int(row["deleted_ms"] or 0)
+        case State.FAILED:
+            return bool(one.deleted_ms != row["deleted_ms"])
+        case State.PENDING | State.CANCELLED:
+            return True
+
+
+def _blank(one: Expected, key: str, now_ms: int) -> dict[str, Any]:
     return {
-        "location_sha256": sha256(location),
-        "bucket": location.bucket,
-        "prefix": location.prefix,
-        "entity_kind": line.entity.kind,
-        "entity_id": line.entity.id,
-        "experiment_id": line.entity.experiment_id,
-        "workspace": line.entity.workspace,
-        "uri": line.uri[:_URI],
-        "deleted_ms": line.deleted_ms,
-        "first_seen_ms": now_ms,
+        "location_sha256": key,
+        "bucket": one.location.bucket,
+        "prefix": one.location.prefix,
+        "entity_kind": one.entity.kind,
+        "entity_id": one.entity.id,
+        "experiment_id": one.entity.experiment_id,
+        "workspace": one.entity.workspace,
+        "uri": one.uri[:_URI],
+        "deleted_ms": one.deleted_ms,
+        "first_seen_ms": one.first_seen_ms,
         "state": State.PENDING,
         "state_ms": now_ms,
         "attempts": 0,
-        **counts,
+        **dict.fromkeys(_COUNTS, 0),
     }
+
+
+def _renewed(one: Expected, *, grace_ms: int, now_ms: int) -> dict[str, Any]:
+    return {
+        "new_deleted_ms": one.deleted_ms,
+        "new_first_seen_ms": one.first_seen_ms,
+        "new_look_ms": one.since_ms + grace_ms,
+        "new_state": State.PENDING,
+        "new_state_ms": now_ms,
+        "new_attempts": 0,
+        "new_detail": None,
+    }
+
+
+def cancel(connection: Connection, entities: Iterable[Entity], now_ms: int) -> set[Entity]:
+    """What waits for these entities is off: they are back. What is being swept now is ended by its own sweep.
+
+    Returns those whose sweep had begun, and died: something of them may be gone.
+    """
+    begun: set[Entity] = set()
+    by_kind: dict[EntityKind, list[str]] = {}
+    for entity in entities:
+        by_kind.setdefault(entity.kind, []).append(entity.id)
+    for kind, ids in by_kind.items():
+        for start in range(0, len(ids), _IN_LIMIT):
+            theirs = sa.and_(
+                intents.c.entity_kind == kind,
+                intents.c.entity_id.in_(ids[start : start + _IN_LIMIT]),
+                sa.or_(
+                    intents.c.state.in_((State.PENDING, State.FAILED)),
+                    sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms),
+                ),
+            )
+            _lock(connection, theirs)
+            dead = sa.select(intents).where(theirs, intents.c.state == State.SWEEPING)
+            begun.update(_entity(row) for row in connection.execute(dead).mappings())
+            values = {"state": State.CANCELLED, "state_ms": now_ms, "look_ms": None, "detail": "restored"}
+            connection.execute(intents.update().where(theirs).values(**values, claimed_by=None))
+    return begun
+
+
+def watched(connection: Connection, experiment_ids: Iterable[str] | None = None) -> list[Entity]:
+    """The entities that the worker waits for; of some experiments, or all."""
+    query = sa.select(intents).where(intents.c.state.in_((State.PENDING, State.FAILED)), intents.c.look_ms.is_not(None))
+    if experiment_ids is not None:
+        query = query.where(intents.c.experiment_id.in_(list(experiment_ids)))
+    return [_entity(row) for row in connection.execute(query).mappings()]
+
+
+def settled(connection: Connection) -> dict[tuple[EntityKind, str], int]:
+    """What was swept, or is left to a person, and the date of its tombstone."""
+    states = (State.SWEPT, State.CLOSED, State.FAILED)
+    query = sa.select(intents.c.entity_kind, intents.c.entity_id, intents.c.deleted_ms).where(
+        intents.c.state.in_(states)
+    )
+    return {(EntityKind(kind), id_): deleted_ms or 0 for kind, id_, deleted_ms in connection.execute(query)}
+
+
+_SINCE: Final = sa.case(
+    (intents.c.deleted_ms > intents.c.first_seen_ms, intents.c.deleted_ms), else_=intents.c.first_seen_ms
+)
+"""From when the grace period counts."""
+
+
+def to_look_at(connection: Connection, *, grace_ms: int, now_ms: int) -> list[Waiting]:
+    """What is past its grace period and to be looked at now; also what a process left behind that has died since."""
+    lost = sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms)
+    query = sa.select(intents).where(
+        intents.c.look_ms <= now_ms, _SINCE + grace_ms <= now_ms, sa.or_(intents.c.state == State.PENDING, lost)
+    )
+    return [_waiting(row) for row in connection.execute(query.order_by(intents.c.look_ms, intents.c.id)).mappings()]
+
+
+def _entity(row: sa.RowMapping) -> Entity:
+    return Entity(
+        kind=EntityKind(row["entity_kind"]),
+        id=row["entity_id"],
+        experiment_id=row["experiment_id"],
+        workspace=row["workspace"],
+    )
+
+
+def look_again(connection: Connection, later: Mapping[Location, tuple[int, str]]) -> None:
+    """Look again at what still waits: for each location when, and why not now."""
+    rows = [
+        {"key": sha256(location), "new_look_ms": at_ms, "new_detail": why[:_DETAIL]}
+        for location, (at_ms, why) in sorted(later.items())
+    ]
+    if rows:
+        waits = sa.and_(
+            intents.c.location_sha256 == sa.bindparam("key"),
+            sa.or_(intents.c.state == State.PENDING, intents.c.state == State.SWEEPING),
+        )
+        values: dict[str, Any] = {"look_ms": sa.bindparam("new_look_ms"), "detail": sa.bindparam("new_detail")}
+        connection.execute(intents.update().where(waits).values(**values), rows)
+
+
+def explain(connection: Connection, why: Mapping[Location, str]) -> None:
+    """Note why something that waits will be kept; its date stays."""
+    rows = [{"key": sha256(location), "new_detail": text[:_DETAIL]} for location, text in sorted(why.items())]
+    if rows:
+        waits = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
+        connection.execute(intents.update().where(waits).values(detail=sa.bindparam("new_detail")), rows)
+
+
+def swept_before(connection: Connection, before_ms: int, *, after_id: int, limit: int) -> list[Waiting]:
+    """Some of what was swept before that moment and was not looked at since, by their ids."""
+    query = sa.select(intents).where(
+        intents.c.state == State.SWEPT, intents.c.swept_ms <= before_ms, intents.c.id > after_id
+    )
+    return [_waiting(row) for row in connection.execute(query.order_by(intents.c.id).limit(limit)).mappings()]
+
+
+def _waiting(row: sa.RowMapping) -> Waiting:
+    location = Location(row["bucket"], row["prefix"])
+    return Waiting(id=row["id"], entity=_entity(row), location=location, attempts=row["attempts"])
+
+
+def close(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:
+    """The second look found nothing."""
+    rows = [{"key": sha256(location)} for location in sorted(locations)]
+    if rows:
+        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.SWEPT)
+        connection.execute(intents.update().where(mine).values(state=State.CLOSED, state_ms=now_ms), rows)
+
+
+def reopen(connection: Connection, locations: Iterable[Location], *, grace_ms: int, now_ms: int) -> None:
+    """The second look found what somebody wrote after the sweep: sweep it again, if it is still deleted."""
+    rows = [{"key": sha256(location)} for location in sorted(locations)]
+    if rows:
+        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.SWEPT)
+        # Whoever wrote into it gets the whole grace period once more.
+        seen = {"first_seen_ms": now_ms, "look_ms": now_ms + grace_ms, "detail": "written after its sweep"}
+        connection.execute(intents.update().where(mine).values(state=State.PENDING, state_ms=now_ms, **seen), rows)
+
+
+def still_waiting(connection: Connection, expected: Sequence[Expected]) -> list[Expected]:
+    """Those that nobody has swept or taken back since."""
+    by_key = {sha256(one.location): one for one in expected}
+    found: list[Expected] = []
+    for start in range(0, len(by_key), _IN_LIMIT):
+        query = sa.select(intents.c.location_sha256).where(
+            intents.c.location_sha256.in_([*by_key][start : start + _IN_LIMIT]), intents.c.state == State.PENDING
+        )
+        found += [by_key[key] for key in connection.scalars(query)]
+    return found
+
+
+def kept(connection: Connection) -> list[Expected]:
+    """What waits and was found to be needed."""
+    query = sa.select(intents).where(intents.c.state == State.PENDING, intents.c.detail.like(f"{KEPT}%"))
+    return [_expected(row) for row in connection.execute(query).mappings()]
+
+
+def promised(connection: Connection, *, after_id: int, limit: int) -> list[tuple[int, Expected]]:
+    """Some of what waits for its date, by their ids; not what is kept."""
+    other = sa.or_(intents.c.detail.is_(None), intents.c.detail.not_like(f"{KEPT}%"))
+    query = sa.select(intents).where(
+        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), other, intents.c.id > after_id
+    )
+    rows = connection.execute(query.order_by(intents.c.id).limit(limit)).mappings()
+    return [(row["id"], _expected(row)) for row in rows]
+
+
+def first_seen(connection: Connection) -> dict[Location, int]:
+    """When the worker first saw the deletions that it waits for."""
+    query = sa.select(intents.c.bucket, intents.c.prefix, intents.c.first_seen_ms).where(
+        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None)
+    )
+    return {Location(bucket, prefix): seen_ms for bucket, prefix, seen_ms in connection.execute(query)}
+
+
+def _expected(row: sa.RowMapping) -> Expected:
+    return Expected(
+        entity=_entity(row),
+        uri=row["uri"],
+        location=Location(row["bucket"], row["prefix"]),
+        deleted_ms=row["deleted_ms"],
+        first_seen_ms=row["first_seen_ms"],
+    )
+
+
+def held_back(connection: Connection) -> int:
+    """How many locations a brake of the worker's holds back."""
+    held = sa.and_(intents.c.state == State.PENDING, intents.c.detail.like(f"{HELD}%"))
+    return int(connection.execute(sa.select(sa.func.count()).select_from(intents).where(held)).scalar_one())
+
+
+def give_up(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:
+    """Tried often enough: from here on it is for a person."""
+    rows = [{"key": sha256(location)} for location in sorted(locations)]
+    if rows:
+        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
+        connection.execute(intents.update().where(mine).values(state=State.FAILED, state_ms=now_ms), rows)
+
+
+def wake_protected(connection: Connection, *, grace_ms: int, now_ms: int) -> None:
+    """Look at once at what was protected: something that needed it may have gone."""
+    kept = sa.and_(intents.c.state == State.PENDING, intents.c.detail.like(f"{KEPT}%"), intents.c.look_ms > now_ms)
+    soon = sa.case((_SINCE + grace_ms > now_ms, _SINCE + grace_ms), else_=now_ms)
+    connection.execute(intents.update().where(kept).values(look_ms=soon))
+
+
+def regrace(connection: Connection, grace_ms: int, ids: tuple[int, int]) -> None:
+    """The site's settings have changed: what waits among these ids gets its date anew."""
+    waits = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_not(None))
+    connection.execute(intents.update().where(waits, intents.c.id.between(*ids)).values(look_ms=_SINCE + grace_ms))
+
+
+def last_id(connection: Connection) -> int:
+    """The highest id of an intent; 0 where there is none."""
+    return int(connection.execute(sa.select(sa.func.max(intents.c.id))).scalar() or 0)
+
+
+def remember_lost(connection: Connection, lost: Sequence[Expected], now_ms: int) -> None:
+    """Keep the places of rows that are gone for good; the worker does not act on them."""
+    by_key = {sha256(one.location): one for one in lost}
+    found = _intent_rows(connection, list(by_key))
+    fresh = [
+        {**_blank(one, key, now_ms), "look_ms": None, "detail": LOST}
+        for key, one in sorted(by_key.items())
+        if key not in found
+    ]
+    if fresh:
+        connection.execute(intents.insert(), fresh)
+    if found:
+        idle = intents.c.state.in_((State.PENDING, State.CANCELLED, State.FAILED))
+        known = intents.update().where(intents.c.location_sha256.in_(sorted(found)), idle)
+        connection.execute(known.values(state=State.PENDING, state_ms=now_ms, look_ms=None, detail=LOST))
 
 
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
@@ -296,6 +675,8 @@ def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_m
             intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]),
             intents.c.claimed_by == owner,
             intents.c.claimed_until_ms > now_ms,
+            # Seen anew since it was claimed: restored and deleted again.
+            intents.c.first_seen_ms <= intents.c.state_ms,
         )
         found.update(Location(bucket, prefix) for bucket, prefix in connection.execute(query))
     return found
@@ -331,11 +712,15 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     connection.execute(intents.update().where(mine).values(**counts), rows)
     state: sa.BindParameter[str] = sa.bindparam("new_state", type_=sa.String)
     now: sa.BindParameter[int] = sa.bindparam("now_ms", type_=sa.BigInteger)
+    # Restored, deleted again and seen by the worker while it was claimed: that second deletion waits for its date.
+    anew = sa.and_(
+        state == State.CANCELLED, intents.c.look_ms.is_not(None), intents.c.first_seen_ms > intents.c.state_ms
+    )
     connection.execute(
         intents.update()
         .where(mine, intents.c.claimed_by == sa.bindparam("owner"))
         .values(
-            state=state,
+            state=sa.case((anew, State.PENDING), else_=state),
             state_ms=now,
             detail=sa.bindparam("new_detail"),
             attempts=intents.c.attempts + sa.bindparam("tried"),

@@ -130,6 +130,23 @@ class Tracking:
                 found += [_tombstone(kind, row) for row in rows]
         return sorted(found, key=lambda tombstone: (tombstone.entity.kind, tombstone.entity.id, tombstone.uri))
 
+    def tombstones_of(self, experiment_ids: Sequence[str]) -> list[Tombstone]:
+        """The tombstones of these experiments: a scan of each table, as MLflow's own delete makes one."""
+        found: list[Tombstone] = []
+        for kind, query in self._tombstone_queries():
+            for ids in _chunks([int(id_) for id_ in experiment_ids]):
+                rows = self._connection.execute(query.where(self._experiments.c.experiment_id.in_(ids)))
+                found += [_tombstone(kind, row) for row in rows]
+        return found
+
+    def following(self, run_ids: Iterable[str]) -> list[Entity]:
+        """The logged models that go with these runs, where the site says that they do."""
+        if not self._models_follow_run:
+            return []
+        models = self.models_of_runs(run_ids)
+        ids = [model_id for of_run in models.values() for model_id in of_run]
+        return [Entity(kind=EntityKind.LOGGED_MODEL, id=id_, experiment_id="") for id_ in ids]
+
     def _tombstone_queries(self) -> Iterator[tuple[EntityKind, sa.Select[Any]]]:
         runs, experiments = self._runs, self._experiments
         query = self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, runs.c.deleted_time)
@@ -190,16 +207,15 @@ class Tracking:
             found += [_tombstone(EntityKind.RUN, row) for row in self._connection.execute(query.limit(limit))]
         return found
 
-    def models_of_deleted_runs(self) -> int:
-        """How many live logged models belong to a deleted run: kept, because MLflow still shows them."""
+    def models_of_deleted_runs(self) -> list[Tombstone]:
+        """Live logged models of deleted runs: kept, because MLflow still shows them."""
         if not self._columns.has("logged_models"):
-            return 0
-        models, runs, experiments = self._columns.table("logged_models"), self._runs, self._experiments
-        joined = models.join(runs, runs.c.run_uuid == models.c.source_run_id).join(
-            experiments, models.c.experiment_id == experiments.c.experiment_id
-        )
-        query = sa.select(sa.func.count()).select_from(joined).where(runs.c.lifecycle_stage == DELETED)
-        return int(self._connection.execute(query.where(sa.not_(self._model_gone(models)))).scalar_one())
+            return []
+        models, runs = self._columns.table("logged_models"), self._runs
+        query = self._with_experiment(models, models.c.model_id, models.c.artifact_location, runs.c.deleted_time)
+        query = query.join(runs, runs.c.run_uuid == models.c.source_run_id)
+        query = query.where(runs.c.lifecycle_stage == DELETED, sa.not_(self._model_gone(models)))
+        return [_tombstone(EntityKind.LOGGED_MODEL, row) for row in self._connection.execute(query)]
 
     # Who points where
 

@@ -109,11 +109,14 @@ intents = Table(
     Column("deleted_markers", BigInteger, nullable=False),
     Column("deleted_bytes", BigInteger, nullable=False),
     Column("aborted_uploads", BigInteger, nullable=False),
+    # When the worker looks at it again; NULL: it leaves it to an administrator's `gc`.
+    Column("look_ms", BigInteger),
     PrimaryKeyConstraint("id", name="artifact_gc_intents_pk"),
     # One row per location: two processes that claim it meet in this row.
     UniqueConstraint("location_sha256", name="artifact_gc_intents_location"),
     Index("artifact_gc_intents_state", "state", "deleted_ms"),
     Index("artifact_gc_intents_entity", "entity_kind", "entity_id"),
+    Index("artifact_gc_intents_look", "state", "look_ms"),
     _one_of(
         "state",
         "artifact_gc_intents_state_known",
@@ -147,4 +150,49 @@ plans = Table(
     Column("due", Integer, nullable=False),
     Column("outcomes", Text),
     PrimaryKeyConstraint("id", name="artifact_gc_plans_pk"),
+)
+
+inbox = Table(
+    "artifact_gc_inbox",
+    metadata,
+    # Append-only: the hook writes it in MLflow's own transactions, the worker drains it.
+    Column("id", _Id, nullable=False, autoincrement=True),
+    Column("event", String(16), nullable=False),
+    Column("entity_kind", String(32), nullable=False),
+    Column("entity_id", String(512), nullable=False),
+    Column("experiment_id", String(32)),
+    Column("workspace", String(_LABEL)),
+    # What a row that is gone for good pointed at; of a server, its artifacts destination.
+    Column("uri", Text),
+    # MLflow's date, which a client's clock may have set.
+    Column("deleted_ms", BigInteger),
+    # The database's clock.
+    Column("recorded_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", name="artifact_gc_inbox_pk"),
+    _one_of("event", "artifact_gc_inbox_event", "deleted", "restored", "hard-deleted", "registered", "server"),
+    # No id twice: what drains a note must not meet a newer one under its id.
+    sqlite_autoincrement=True,
+)
+
+lease = Table(
+    "artifact_gc_lease",
+    metadata,
+    # One row: the right to work, and what its holder has to say.
+    Column("id", Integer, nullable=False, autoincrement=False),
+    Column("owner", String(_LABEL)),
+    Column("until_ms", BigInteger, nullable=False),
+    # When a worker was last seen holding it.
+    Column("seen_ms", BigInteger),
+    # Why the last worker that asked was turned away.
+    Column("refused", Text),
+    Column("refused_ms", BigInteger),
+    # The brake that holds back what is due, if one does.
+    Column("parked", Text),
+    Column("parked_ms", BigInteger),
+    # What the logged models of deleted runs hold, when it was last measured.
+    Column("kept_objects", BigInteger),
+    Column("kept_bytes", BigInteger),
+    Column("kept_ms", BigInteger),
+    PrimaryKeyConstraint("id", name="artifact_gc_lease_pk"),
+    CheckConstraint("id = 1", name="artifact_gc_lease_one_row"),
 )

@@ -13,6 +13,7 @@ from sqlalchemy import (
     NullPool,
     create_engine,
     inspect,
+    select,
     text,
 )
 
@@ -264,7 +265,7 @@ def test_absent(engine: Engine) -> None:
     with engine.connect() as connection:
         assert schema.current(connection) is None
         assert schema.state(connection) is SchemaState.ABSENT
-        with pytest.raises(TablesNotReady, match=r"no tables .*0001.*mlflow-artifact-gc init --backend-store-uri"):
+        with pytest.raises(TablesNotReady, match=r"no tables .*0002.*mlflow-artifact-gc init --backend-store-uri"):
             schema.require_current(connection)
 
 
@@ -278,15 +279,31 @@ def test_current(engine: Engine) -> None:
         schema.require_current(connection)
 
 
-def test_older(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of an earlier revision are OLDER, and the message says what was found and what was expected."""
+def test_older(engine: Engine) -> None:
+    """Tables of an earlier revision are OLDER, the message says what was expected, and an upgrade keeps their rows."""
+    from alembic import command
+
     with engine.begin() as connection:
-        schema.upgrade(connection)
-        monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        command.upgrade(schema.alembic_config(connection), "0001")
+        connection.execute(text(_OLD_INTENT))
 
         assert schema.state(connection) is SchemaState.OLDER
         with pytest.raises(TablesNotReady, match=r"older .*found: revision 0001, expected: 0002.*init --backend"):
             schema.require_current(connection)
+        schema.upgrade(connection)
+        assert schema.state(connection) is SchemaState.CURRENT
+        assert connection.execute(select(tables.intents.c.entity_id, tables.intents.c.look_ms)).all() == [("r", None)]
+        assert connection.execute(select(tables.lease.c.id, tables.lease.c.owner)).all() == [(1, None)]
+
+
+_OLD_INTENT = """
+INSERT INTO artifact_gc_intents (location_sha256, bucket, prefix, entity_kind, entity_id, experiment_id, workspace, uri,
+    first_seen_ms, state, state_ms, attempts, deleted_objects, deleted_versions, deleted_markers, deleted_bytes,
+    aborted_uploads)
+VALUES ('x', 'b', 'p/', 'run', 'r', '1', 'default', 's3://b/p', 1, 'pending', 1, 0, 0, 0, 0, 0, 0)
+"""
 
 
 def test_newer(engine: Engine) -> None:
@@ -307,7 +324,7 @@ def test_two_revisions_at_once_are_not_ours(engine: Engine) -> None:
         schema.upgrade(connection)
         connection.execute(text(f"INSERT INTO {tables.VERSION_TABLE} VALUES ('0000')"))
 
-        assert schema.current(connection) == "0000, 0001"
+        assert schema.current(connection) == "0000, 0002"
         assert schema.state(connection) is SchemaState.NEWER
 
 
