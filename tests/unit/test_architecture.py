@@ -21,8 +21,22 @@ PACKAGE = "mlflow_artifact_gc"
 LAYERS = (
     {"__init__", "errors", "locations", "model", "quantities"},
     {"policy", "protection", "planning"},
-    {"config", "tables", "schema", "database", "processes", "references", "journal", "metadata", "s3"},
-    {"fence", "ownership", "surveying", "purging", "sweeping"},
+    {
+        "config",
+        "tables",
+        "schema",
+        "database",
+        "processes",
+        "references",
+        "inbox",
+        "journal",
+        "lease",
+        "notices",
+        "metadata",
+        "s3",
+    },
+    {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
+    {"hook", "intake", "rounds", "worker"},
     {"cli", "demo", "__main__"},
 )
 """From the core outwards; a module imports its own layer and those before it. A new module gets its place here."""
@@ -197,8 +211,8 @@ def test_only_s3_speaks_to_s3() -> None:
 
 
 def test_nothing_imports_mlflow() -> None:
-    """An MLflow store would migrate a production schema unasked, and MLflow takes seconds; the demo alone uses it."""
-    assert _importers_of({"mlflow"}, rooms_allowed={"demo"}) == []
+    """An MLflow store would migrate a production schema unasked, and MLflow takes seconds: only in the hook."""
+    assert _importers_of({"mlflow"}, rooms_allowed={"demo", "hook"}) == []
 
 
 def test_not_even_the_demo_imports_mlflow_early() -> None:
@@ -214,8 +228,8 @@ def test_not_even_the_demo_imports_mlflow_early() -> None:
 
 
 def test_only_config_reads_the_environment() -> None:
-    """Settings come in one way (the demo may build its children's environments)."""
-    assert _users_of(ENVIRONMENT, rooms_allowed={"config", "demo"}) == []
+    """Settings come in one way (the demo builds its children's environments, the hook reads MLflow's own variables)."""
+    assert _users_of(ENVIRONMENT, rooms_allowed={"config", "demo", "hook"}) == []
 
 
 def test_only_the_edges_read_the_clock() -> None:
@@ -225,7 +239,8 @@ def test_only_the_edges_read_the_clock() -> None:
 
 def test_only_those_who_wait_hold_a_stopwatch() -> None:
     """A monotonic clock measures budgets and delays, and decides nothing else."""
-    assert _users_of(STOPWATCHES, rooms_allowed={"cli", "demo", "fence", "purging", "sweeping", "s3"}) == []
+    rooms = {"cli", "demo", "fence", "purging", "sweeping", "s3", "hook", "worker"}
+    assert _users_of(STOPWATCHES, rooms_allowed=rooms) == []
 
 
 @pytest.mark.parametrize("start", [f"import {PACKAGE}.cli", f"import {PACKAGE}.__main__"])
