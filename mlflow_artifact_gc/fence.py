@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, references
-from mlflow_artifact_gc.errors import DatabaseUnusable
+from mlflow_artifact_gc import database, inbox, journal, planning, references
+from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Tombstone
 from mlflow_artifact_gc.policy import Scope
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LEASE_MS: Final = 60_000
 _RENEWALS: Final = 4
 _MARGIN_S: Final = 5.0
+_OUTWAIT_S: Final = 10.0
+_TICK_S: Final = 0.05
+_Noted = set[tuple[inbox.Subject, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,8 @@ class Fence:
         destination: Destination,
         owner: str,
         lease_ms: int = LEASE_MS,
+        settings_ms: int | None = None,
+        noted_since_ms: int | None = None,
     ) -> None:
         self._tracked = tracked
         self._engine = tracked.engine
@@ -58,6 +63,8 @@ class Fence:
         self._destination = destination
         self._owner = owner
         self._lease_ms = lease_ms
+        self._settings_ms = settings_ms
+        self._noted_since_ms = plan.created_ms if noted_since_ms is None else noted_since_ms
         self._valid_until = 0.0
         self._stop = threading.Event()
 
@@ -97,26 +104,55 @@ class Fence:
         Raises:
             DatabaseUnusable, ReferencesIncomplete: nothing of ``lines`` may be touched.
         """
-        claim, tombstones = self._claim(lines)
+        claim, tombstones, noted = self._claim(lines)
         self._valid_until = max(self._valid_until, time.monotonic() + self._lease_ms / 1000)
         rejected = [
             ended(line, Outcome.BUSY, f"{claim.busy[line.location]} is sweeping it")
             for line in lines
             if line.location is not None and line.location in claim.busy
         ]
-        mine = [line for line in lines if line.location in claim.mine]
-        still, changed = self._split(mine, tombstones)
+        free = [line for line in lines if line.location not in claim.busy]
+        if claim.mine:
+            self._outwait_registrations()
+        still, changed = self._split(free, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*rejected, *changed, *admission.rejected))
 
-    def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone]]:
-        def statements(connection: Connection) -> tuple[journal.Claim, list[Tombstone]]:
+    def _outwait_registrations(self) -> None:
+        """Wait for registrations that asked before the claim was there: the next reading of the references sees them.
+
+        Those that ask from now on are refused by the hook. (SQLite has one writer at a time: there are none.)
+
+        Raises:
+            ReferencesIncomplete: one does not end.
+        """
+        until = time.monotonic() + _OUTWAIT_S
+        before = self._registering()
+        while before and (before := before & self._registering()):
+            if time.monotonic() > until:
+                raise ReferencesIncomplete(
+                    f"A transaction that writes model versions has been open for {_OUTWAIT_S:.0f} s, so what needs "
+                    "which artifacts is not known and nothing was touched: end it, and run it again"
+                )
+            time.sleep(_TICK_S)
+
+    def _registering(self) -> set[str]:
+        with database.reading(self._engine) as connection:
+            return database.writers_of(connection, "model_versions")
+
+    def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone], _Noted]:
+        def statements(connection: Connection) -> tuple[journal.Claim, list[Tombstone], _Noted]:
+            self._require_same_settings(connection)
             now_ms = database.clock_ms(connection)
             until_ms = now_ms + self._lease_ms
+            anew = journal.seen_since(connection, lines, self._plan.created_ms)
+            # Not claimed: the worker has a date for them, and a claim would end with taking it for the one before.
+            wanted = [line for line in lines if _own(line) not in anew]
             claim = journal.claim(
-                connection, lines, owner=self._owner, plan_id=self._plan.id, now_ms=now_ms, until_ms=until_ms
+                connection, wanted, owner=self._owner, plan_id=self._plan.id, now_ms=now_ms, until_ms=until_ms
             )
-            return claim, self._tracked.on(connection).tombstones(line.entity for line in lines)
+            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            return claim, tombstones, inbox.since(connection, self._noted_since_ms) | anew
 
         return database.written(self._engine, statements)
 
@@ -124,9 +160,11 @@ class Fence:
 
     def recheck(self, lines: Sequence[Decision]) -> Admission:
         """Read stages and references once more: when the last reading is too old to act on."""
-        with self._tracked.reading() as tracking:
-            tombstones = tracking.tombstones(line.entity for line in lines)
-        still, changed = self._split(lines, tombstones)
+        with database.reading(self._engine) as connection:
+            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            self._require_same_settings(connection)
+            noted = inbox.since(connection, self._noted_since_ms)
+        still, changed = self._split(lines, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*changed, *admission.rejected))
 
@@ -170,11 +208,20 @@ class Fence:
             tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
             now_ms = database.clock_ms(connection)
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
+            self._require_same_settings(connection)
+            noted = inbox.since(connection, self._noted_since_ms)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
-        return {result.decision: result for result in (*lost, *self._split(lines, tombstones)[1])}
+        return {result.decision: result for result in (*lost, *self._split(lines, tombstones, noted)[1])}
+
+    def _require_same_settings(self, connection: Connection) -> None:
+        if self._settings_ms is not None and inbox.settings_ms(connection) != self._settings_ms:
+            raise ReferencesIncomplete(
+                "The site's settings were changed, or a server has said which registry it uses, since the plan was "
+                "made: what was left of it was not touched; run it again"
+            )
 
     def _split(
-        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]
+        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], noted: _Noted
     ) -> tuple[list[Decision], list[SweepResult]]:
         stones: Mapping[tuple[str, str, str], Tombstone] = {
             (stone.entity.kind, stone.entity.id, stone.uri): stone for stone in tombstones
@@ -183,7 +230,7 @@ class Fence:
         changed: list[SweepResult] = []
         for line in lines:
             stone = stones.get((line.entity.kind, line.entity.id, line.uri))
-            why = self._why_not(line, stone)
+            why = self._why_not(line, stone) or _why_noted(line, noted)
             if why:
                 changed.append(ended(line, Outcome.RESTORED, why))
             else:
@@ -198,6 +245,17 @@ class Fence:
         if stone.deleted_ms is not None and stone.deleted_ms > self._plan.cutoff_ms:
             return "restored and deleted again since the plan was made: a new grace period runs"
         return ""
+
+
+def _why_noted(line: Decision, noted: _Noted) -> str:
+    """A client's clock may date a new deletion early; the hook's note tells that there was one."""
+    if _own(line) in noted or (inbox.Subject.EXPERIMENT, line.entity.experiment_id) in noted:
+        return "restored or deleted again since the plan was made"
+    return ""
+
+
+def _own(line: Decision) -> tuple[inbox.Subject, str]:
+    return inbox.Subject(line.entity.kind.value), line.entity.id
 
 
 def ended(line: Decision, outcome: Outcome, detail: str) -> SweepResult:

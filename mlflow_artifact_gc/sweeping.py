@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, processes, references
-from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, StorageError
+from mlflow_artifact_gc import database, journal, notices, processes, references
+from mlflow_artifact_gc.batching import Batch
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
 from mlflow_artifact_gc.model import Decision, Entity, Outcome, Plan, SweepResult
-from mlflow_artifact_gc.ownership import Roots, Standing
+from mlflow_artifact_gc.ownership import Roots
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
 from mlflow_artifact_gc.purging import Purged, Purger
-from mlflow_artifact_gc.surveying import Room, Surveyor
+from mlflow_artifact_gc.surveying import Surveyor
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -36,7 +37,11 @@ _SETTLED: Final = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Equipment:
-    """What a sweep works with. ``others`` are places of rows that may prove a root to be the right one."""
+    """What a sweep works with.
+
+    ``others`` are places of rows that may prove a root to be the right one. With ``spare_versions`` nothing is touched
+    in a bucket that keeps versions, or does not say.
+    """
 
     tracked: references.TrackingDatabase
     registry: Engine | None
@@ -47,6 +52,9 @@ class Equipment:
     dense: frozenset[Location] = frozenset()
     others: tuple[Location, ...] = ()
     lease_ms: int = LEASE_MS
+    spare_versions: bool = False
+    noted_since_ms: int | None = None
+    """From when on a note of the hook stops a line; None: from when the plan was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +104,8 @@ class _Sweep:
             destination=equipment.destination,
             owner=self._owner,
             lease_ms=equipment.lease_ms,
+            settings_ms=equipment.site.updated_ms,
+            noted_since_ms=equipment.noted_since_ms,
         )
         self._roots = Roots(
             engine=self._engine,
@@ -228,13 +238,18 @@ class _Sweep:
         for tries_left in reversed(range(_TRIES)):
             try:
                 with database.writing(self._engine) as connection:
-                    journal.record(connection, finished, owner=self._owner, now_ms=database.clock_ms(connection))
+                    now_ms = database.clock_ms(connection)
+                    journal.record(connection, finished, owner=self._owner, now_ms=now_ms)
             except DatabaseUnusable:
                 if not tries_left:
                     raise
                 self._stop.wait(_POLL_S)
             else:
-                return
+                break
+        # Apart: what people read must not stand in the way of what is recorded.
+        if told := notices.of_results(finished, now_ms):
+            with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
+                notices.write(connection, told)
 
     def _erase_rows(self, finished: Sequence[SweepResult]) -> None:
         # A trace can have two locations: its row stays until both are verified.
@@ -264,6 +279,21 @@ class _Sweep:
         return self._eraser
 
     def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int, finished: list[SweepResult]) -> None:
+        """Look, stand, act: each step only when the one before has ended for the whole batch."""
+        batch = self._prepared(due, read_s, now_ms)
+        try:
+            seen = batch.look()
+        except BaseException:
+            # The listings that still run, run for nobody.
+            self._aborted.set()
+            raise
+        if self._stopped():
+            return
+        ground = batch.stand(seen)
+        self._add(finished, ground.refused)
+        self._collect(batch.act(seen, ground), finished)
+
+    def _prepared(self, due: Sequence[Decision], read_s: float, now_ms: int) -> Batch:
         purger = Purger(
             client=self._equipment.client,
             surveyor=self._surveyor,
@@ -273,49 +303,16 @@ class _Sweep:
             min_age_ms=self._plan.limits.min_object_age_ms,
             references_read_s=read_s,
         )
-        places = tuple(line.location for line in due if line.location)
-        room = Room()
-        looks = [
-            self._executor.submit(purger.look, task, room)
-            for task in planning.listing_tasks(places, self._equipment.dense)
-        ]
-        try:
-            # While the listings are under way: whose are these places?
-            around = {line.location: self._around(line) for line in due}
-            compared = {root: self._compared(root) for root in _by_root(due)}
-            sights = [look.result() for look in looks]
-        except BaseException:
-            self._aborted.set()
-            for look in looks:
-                look.cancel()
-            raise
-        if self._stopped():
-            return
-        occupied = {location for sight in sights for location in sight.occupied}
-        unseen = {location for sight in sights if sight.error for location in sight.task.locations}
-        ready: dict[Location, Decision] = {}
-        proven: dict[Location, bool] = {}
-        for root, lines in _by_root(due).items():
-            standing = compared[root]
-            seen = any(line.location in occupied for line in lines)
-            allowed = [line for line in lines if around[line.location].outcome is None]
-            # A listing that failed proves nothing, and says so itself; and in a folder of another database our own
-            # marker would stop its owner.
-            if standing.outcome is None and allowed and (seen or not any(line.location in unseen for line in lines)):
-                standing = self._standing(root, occupied=seen)
-            for line in lines:
-                refused = standing if standing.outcome else around[line.location]
-                if refused.outcome:
-                    self._add(finished, [ended(line, refused.outcome, refused.detail)])
-                elif line.location:
-                    ready[line.location] = line
-                    proven[line.location] = standing.proven
-        futures = [
-            self._executor.submit(purger.purge, sight, lines, proven)
-            for sight in sights
-            if (lines := [ready[location] for location in sight.task.locations if location in ready])
-        ]
-        self._collect(futures, finished)
+        return Batch(
+            due=due,
+            purger=purger,
+            surveyor=self._surveyor,
+            roots=self._roots,
+            executor=self._executor,
+            dense=self._equipment.dense,
+            others=self._equipment.others,
+            spare_versions=self._equipment.spare_versions,
+        )
 
     def _collect(self, futures: Sequence[Future[Purged]], finished: list[SweepResult]) -> None:
         """Take every listing's results, whatever else goes wrong: what runs when something fails is waited for.
@@ -352,38 +349,8 @@ class _Sweep:
         self._aborted.set()
         futures -= {future for future in futures if future.cancel()}
 
-    def _compared(self, root: Location) -> Standing:
-        try:
-            # Whether we have the rights that verifying takes, before anything is changed.
-            self._surveyor.versioning(root.bucket)
-            return self._roots.compared(root)
-        except StorageError as error:
-            return Standing(outcome=Outcome.PAUSED, detail=str(error))
-
-    def _standing(self, root: Location, *, occupied: bool) -> Standing:
-        try:
-            return self._roots.standing(root, self._equipment.others, occupied=occupied)
-        except StorageError as error:
-            return Standing(outcome=Outcome.PAUSED, detail=str(error))
-
-    def _around(self, line: Decision) -> Standing:
-        if line.root is None:
-            return Standing()
-        try:
-            return self._roots.standing_around(line.root, line)
-        except StorageError as error:
-            return Standing(outcome=Outcome.PAUSED, detail=str(error))
-
 
 def _untouched(result: SweepResult) -> bool:
     """Another process has it, and we have not deleted anything in it."""
     gone = (result.deleted_objects, result.deleted_versions, result.deleted_markers, result.aborted_uploads)
     return result.outcome is Outcome.BUSY and not any(gone)
-
-
-def _by_root(lines: Iterable[Decision]) -> dict[Location, list[Decision]]:
-    found: dict[Location, list[Decision]] = {}
-    for line in lines:
-        if line.root is not None:
-            found.setdefault(line.root, []).append(line)
-    return found

@@ -1,11 +1,12 @@
-"""Opens what a command works with: the database, the site's settings, the registry, the destination. One place."""
+"""Opens what a command or a worker works with: database, settings, registry, destination. One place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlflow_artifact_gc import database, journal, planning, policy, references, schema
+from mlflow_artifact_gc import database, inbox, journal, planning, policy, references, schema
 from mlflow_artifact_gc.errors import (
     DatabaseUnusable,
     ReferencesIncomplete,
@@ -15,7 +16,8 @@ from mlflow_artifact_gc.errors import (
     UsageError,
 )
 from mlflow_artifact_gc.locations import Destination, Location
-from mlflow_artifact_gc.model import Decision, EntityKind
+from mlflow_artifact_gc.model import Decision, EntityKind, Tombstone
+from mlflow_artifact_gc.quantities import show_instant
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -31,6 +33,7 @@ class Session:
     site: journal.Site
     registry: Engine | None
     destination: Destination
+    mlflow_revision: str | None = None
 
     @property
     def engine(self) -> Engine:
@@ -70,13 +73,34 @@ def open_session(
     Raises:
         DatabaseUnusable, TablesNotReady, ReferencesIncomplete, RootRefused: with what to do.
     """
-    engine = open_engine(backend_store_uri)
+    return open_on(
+        open_engine(backend_store_uri),
+        registry_store_uri=registry_store_uri,
+        artifacts_destination=artifacts_destination,
+        unsafe_ignore_registry=unsafe_ignore_registry,
+    )
+
+
+def open_on(
+    engine: Engine,
+    *,
+    registry_store_uri: str | None,
+    artifacts_destination: str | None,
+    unsafe_ignore_registry: bool = False,
+) -> Session:
+    """The same on an engine that is open. Raises as ``open_session`` does."""
     with database.reading(engine) as connection:
         schema.require_current(connection)
+        # A newer MLflow may have come since the engine was opened.
+        database.require_mlflow(connection)
+        revision = database.mlflow_revision(connection)
         site = journal.read_site(connection)
         own = database.fingerprint(connection)
+        reports = inbox.servers(connection)
     if site is None:
         raise TablesNotReady("The site's settings are absent: run 'mlflow-artifact-gc init'")
+    if reports:
+        site = _carried(engine)
     if site.database_fingerprint != own:
         raise RootRefused(
             "This tracking database was set up on another database server or path: it is a copy, or it was moved. Only "
@@ -85,7 +109,78 @@ def open_session(
     registry = None if unsafe_ignore_registry else open_registry(engine, site.registry_fingerprint, registry_store_uri)
     destination = readable_destination(artifacts_destination or site.artifacts_destination)
     tracked = references.TrackingDatabase.probe(engine, models_follow_run=site.models is journal.Models.FOLLOW_RUN)
-    return Session(tracked=tracked, site=site, registry=registry, destination=destination)
+    return Session(tracked=tracked, site=site, registry=registry, destination=destination, mlflow_revision=revision)
+
+
+def report_server(engine: Engine, *, registry: str, destination: str | None) -> None:
+    """Note which registry (by its fingerprint) and which artifacts destination a server has, unless that is known.
+
+    Whoever opens the next session carries it into the site's settings, or finds that it contradicts them.
+    """
+    with database.reading(engine) as connection:
+        site = journal.read_site(connection)
+        told = {(note.entity_id, note.uri) for note in inbox.servers(connection)}
+    known = (
+        site is not None
+        and site.registry_fingerprint == registry
+        and destination
+        in (
+            None,
+            site.artifacts_destination,
+        )
+    )
+    if known or (registry, destination) in told:
+        return
+    row = inbox.note(inbox.Event.SERVER, inbox.Subject.SERVER, registry, uri=destination)
+    with database.writing(engine) as connection:
+        for statement in inbox.notes(connection.dialect.name, [row]):
+            connection.execute(statement)
+
+
+def _carried(engine: Engine) -> journal.Site:
+    """The site's settings with what servers said of themselves; what contradicts them stays in the inbox.
+
+    All in one transaction: an ``init`` at the same time comes before it or after it.
+
+    Raises:
+        ReferencesIncomplete: a server uses another registry, so what needs which artifacts is not known.
+        RootRefused: a server keeps its artifacts elsewhere.
+    """
+    with database.writing(engine) as connection:
+        reports = inbox.servers(connection)
+        for report in reports:
+            site = journal.read_site(connection)
+            if site is None:
+                break
+            _require_agreement(site, report)
+            now_ms = database.clock_ms(connection)
+            journal.carry(connection, registry=report.entity_id, destination=report.uri, now_ms=now_ms)
+        inbox.drained(connection, [report.id for report in reports])
+        site = journal.read_site(connection)
+    if site is None:
+        raise TablesNotReady("The site's settings are absent: run 'mlflow-artifact-gc init'")
+    return site
+
+
+def _require_agreement(site: journal.Site, report: inbox.Note) -> None:
+    when = show_instant(report.recorded_ms)
+    if (site.registry_fingerprint or report.entity_id) != report.entity_id:
+        raise ReferencesIncomplete(
+            f"A server that was started at {when} uses another model registry than the site is known to use: run "
+            "'mlflow-artifact-gc init --registry-store-uri URI' with the one in use"
+        )
+    if report.uri and site.artifacts_destination and not same_destination(report.uri, site.artifacts_destination):
+        raise RootRefused(
+            f"A server that was started at {when} has the artifacts destination {report.uri}, and the site's is "
+            f"{site.artifacts_destination}: run 'mlflow-artifact-gc init --artifacts-destination URI' with the one "
+            "in use"
+        )
+
+
+def same_destination(one: str, other: str) -> bool:
+    """Whether two artifacts destinations are one place."""
+    places = [readable_destination(uri).root for uri in (one, other)]
+    return one == other or (places[0] is not None and places[0] == places[1])
 
 
 def readable_destination(uri: str | None) -> Destination:
@@ -148,7 +243,7 @@ class Reading:
 
     decisions: tuple[Decision, ...]
     rows: dict[tuple[EntityKind, str], int]
-    kept_models: int
+    kept_models: Sequence[Tombstone]
 
 
 def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undated: bool, again: bool) -> Reading:

@@ -1,0 +1,116 @@
+"""What a data scientist sees of us in MLflow: tags on the run. The only rows of MLflow's that we write.
+
+They go straight into MLflow's table, because its own calls refuse to tag a deleted run; MLflow's page and search show
+them (but none whose name begins with ``mlflow.``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from mlflow_artifact_gc.model import EntityKind, Outcome, SweepResult
+from mlflow_artifact_gc.quantities import show_instant, show_minute, show_size
+
+STATUS: Final = "artifact_gc.status"
+EXPIRES: Final = "artifact_gc.expires"
+PROTECTED_BY: Final = "artifact_gc.protected_by"
+PURGED: Final = "artifact_gc.purged"
+"""What has gone, and when: it stays whatever happens to the run, and only a later purge replaces it."""
+_KEYS: Final = (STATUS, EXPIRES, PROTECTED_BY)
+_PURGED: Final = "purged"
+_FORM: Final = re.compile(r"^registered |, (?:source|storage_location)\b.*$")
+_LONGEST: Final = 500
+_IN_LIMIT: Final = 500
+
+_tags = sa.table("tags", sa.column("key"), sa.column("value"), sa.column("run_uuid"))
+_runs = sa.table("runs", sa.column("run_uuid"), sa.column("lifecycle_stage"))
+
+Notice = tuple[tuple[str, str], ...]
+"""Tags and their values. The other tags of ours are taken away."""
+
+CLEARED: Final[Notice] = ()
+
+
+def pending(until_ms: int) -> Notice:
+    """It goes then, unless it is restored before. The first word tells the states apart where MLflow cuts the rest."""
+    return ((STATUS, f"purge due {_utc(until_ms)}, unless restored"), (EXPIRES, show_instant(until_ms)))
+
+
+def kept(holder: str) -> Notice:
+    """Something needs it."""
+    return ((STATUS, "kept, still needed"), (PROTECTED_BY, _FORM.sub("", holder)[:_LONGEST]))
+
+
+def begun(now_ms: int) -> Notice:
+    """Its sweep had begun, and nobody knows how far it came."""
+    said = f"{_PURGED} in part, perhaps, before {_utc(now_ms)}: a sweep of it was killed"
+    return ((STATUS, said), (PURGED, said))
+
+
+def purged(result: SweepResult, now_ms: int) -> Notice | None:
+    """What became of it; None where nothing has left the bucket and something may still be there."""
+    objects = result.deleted_objects + result.deleted_versions
+    gone = f"{objects:,} object{'' if objects == 1 else 's'}, {show_size(result.deleted_bytes)}"
+    if result.verified and not objects:
+        return ((STATUS, f"{_PURGED} {_utc(now_ms)}: none were left"),)
+    if not objects:
+        return CLEARED if result.outcome is Outcome.RESTORED else None
+    part = "" if result.verified else " in part"
+    said = f"{_PURGED}{part} {_utc(now_ms)}: {gone}"
+    return ((STATUS, said), (PURGED, said))
+
+
+def _utc(instant_ms: int) -> str:
+    return show_minute(instant_ms).replace("Z", " UTC")
+
+
+def of_results(results: Iterable[SweepResult], now_ms: int) -> dict[str, Notice]:
+    """The notices that the results of a sweep call for, by run."""
+    runs = [result for result in results if result.decision.entity.kind is EntityKind.RUN]
+    found = {result.decision.entity.id: purged(result, now_ms) for result in runs}
+    return {run_id: notice for run_id, notice in found.items() if notice is not None}
+
+
+def write(connection: Connection, notices: Mapping[str, Notice], *, deleted_only: bool = False) -> None:
+    """Put each run's notice in place of the one that it has; runs without a row are left out.
+
+    Args:
+        deleted_only: leave those alone that have been restored.
+    """
+    by_notice: defaultdict[Notice, list[str]] = defaultdict(list)
+    for run_id, notice in notices.items():
+        by_notice[notice].append(run_id)
+    for notice, run_ids in by_notice.items():
+        for start in range(0, len(run_ids), _IN_LIMIT):
+            _write(connection, notice, run_ids[start : start + _IN_LIMIT], deleted_only=deleted_only)
+
+
+def _write(connection: Connection, notice: Notice, run_ids: list[str], *, deleted_only: bool) -> None:
+    if connection.dialect.name == "postgresql":
+        # Shorter than the time after which it looks for deadlocks: whoever gives up then, it is never MLflow.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")
+    replaced = {*_KEYS, *(key for key, _ in notice)}
+    theirs = sa.and_(_tags.c.run_uuid.in_(run_ids), _tags.c.key.in_(sorted(replaced)))
+    connection.execute(sa.delete(_tags).where(theirs))
+    chosen: sa.ColumnElement[bool] = _runs.c.run_uuid.in_(run_ids)
+    if deleted_only:
+        chosen = sa.and_(chosen, _runs.c.lifecycle_stage == "deleted")
+    for key, value in notice:
+        columns = [sa.literal(key, sa.String), sa.literal(value, sa.String), _runs.c.run_uuid]
+        rows = sa.select(*columns).where(chosen)
+        connection.execute(sa.insert(_tags).from_select(["key", "value", "run_uuid"], rows))
+
+
+def clear(connection: Connection, run_ids: Iterable[str]) -> None:
+    """Take away what promised or explained something about runs that are back; what says that things are gone stays."""
+    ids = list(run_ids)
+    for start in range(0, len(ids), _IN_LIMIT):
+        theirs = _tags.c.run_uuid.in_(ids[start : start + _IN_LIMIT])
+        said = sa.and_(_tags.c.key == STATUS, _tags.c.value.like(f"{_PURGED} %"))
+        connection.execute(sa.delete(_tags).where(theirs, _tags.c.key.in_(_KEYS), sa.not_(said)))
