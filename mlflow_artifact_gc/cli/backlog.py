@@ -15,16 +15,16 @@ from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import database, planning, s3, surveying, sweeping
+from mlflow_artifact_gc import database, kept, planning, s3, surveying, sweeping
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output
-from mlflow_artifact_gc.cli.session import Session, backend_uri, open_session, places_beside, read
 from mlflow_artifact_gc.config import Settings, never_below
 from mlflow_artifact_gc.errors import Refused
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
 from mlflow_artifact_gc.quantities import show_duration
+from mlflow_artifact_gc.session import Session, backend_uri, open_session, places_beside, read
 
 _CONCURRENCY: Final = 16
 _MEASURED_LOCATIONS: Final = 10_000
@@ -107,19 +107,20 @@ class _Backlog:
         self._out = Output()
         self._stop = threading.Event()
         self._client: s3.S3Client | None = None
+        self._kept = kept.Kept(models=0)
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
         started = time.monotonic()
         deadline_s = None if budget_ms is None else started + budget_ms / 1000
         with self._interruptible():
-            plan, dense = self._plan(needs_sizes=dry_run or not yes)
+            plan, dense = self._plan(needs_sizes=dry_run or not yes, deadline_s=deadline_s)
             if self._stop.is_set():
                 return self._report(plan, sweeping.Report(results=()), started)
             if not self._json:
                 self._show(plan)
             if dry_run or not plan.due:
                 if self._json:
-                    render.print_json(render.report_document(plan, sweeping.Report(results=()), code=0))
+                    render.print_json(render.report_document(plan, sweeping.Report(results=()), self._kept, code=0))
                 return 0
             require_within_brakes(plan)
             if not yes:
@@ -129,7 +130,7 @@ class _Backlog:
 
     # Planning
 
-    def _plan(self, *, needs_sizes: bool) -> tuple[Plan, frozenset[Location]]:
+    def _plan(self, *, needs_sizes: bool, deadline_s: float | None) -> tuple[Plan, frozenset[Location]]:
         wishes = self._wishes
         with database.reading(self._session.engine) as connection:
             now_ms = database.clock_ms(connection)
@@ -153,8 +154,17 @@ class _Backlog:
             decisions=found.decisions,
         )
         dense = planning.dense_parents(plan.due, found.rows)
-        self._kept_models = found.kept_models
-        return (self._measured(plan, dense) if self._measures(plan, needs_sizes=needs_sizes) else plan), dense
+        measures = self._measures(plan, needs_sizes=needs_sizes)
+        self._kept = kept.known(self._session, found.kept_models)
+        if measures or self._kept.is_old(now_ms):
+            self._kept = kept.measure(
+                self._session,
+                found.kept_models,
+                self._connected,
+                concurrency=wishes.concurrency,
+                stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
+            )
+        return (self._measured(plan, dense) if measures else plan), dense
 
     def _measures(self, plan: Plan, *, needs_sizes: bool) -> bool:
         """Measuring lists everything that is due: worth it where somebody reads the numbers or a brake counts them."""
@@ -191,12 +201,8 @@ class _Backlog:
             self._out.print(f"Nothing in {where} is deleted: there is nothing to do.")
             return
         render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
-        if self._kept_models:
-            models = render.plural(self._kept_models, "logged model")
-            self._out.print(
-                f"Kept beside: {models} of deleted runs, because MLflow still shows them "
-                "('init --models follow-run' lets them go with their run)."
-            )
+        if self._kept.models:
+            self._out.print(render.kept_models(self._kept))
         for tripped in brakes(plan):
             self._out.print(tripped, style="red")
 
@@ -252,7 +258,7 @@ class _Backlog:
         code = exit_code(report, interrupted=self._stop.is_set())
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
-            render.print_json(render.report_document(plan, report, code=code))
+            render.print_json(render.report_document(plan, report, self._kept, code=code))
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
             render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)

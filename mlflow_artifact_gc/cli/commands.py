@@ -24,11 +24,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Imports make hundreds of thousands of objects and free none: without the cyclic collector they take less time."""
+    """Imports make hundreds of thousands of objects and free none: the cyclic collector need not look at them, ever."""
     gc_module.disable()
     try:
         yield
     finally:
+        gc_module.freeze()
         gc_module.enable()
 
 
@@ -264,6 +265,30 @@ def status(**options: Any) -> None:
         from mlflow_artifact_gc.cli import standing
 
     standing.run(**options)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc worker --backend-store-uri postgresql+psycopg2://mlflow@db/mlflow
+  mlflow-artifact-gc worker --once     (for cron)
+"""
+)
+@_stores
+@click.option("--once", is_flag=True, help="Look once, do what is due, and end.")
+@click.option("--embedded", is_flag=True, hidden=True)
+def worker(**options: Any) -> None:
+    """Purge by itself what is past its grace period: the loop in the foreground, until SIGTERM.
+
+    'mlflow server' starts one by itself (MLFLOW_ARTIFACT_GC_WORKER=off: it does not). Several may run; one of them
+    works. It acts on what was deleted after 'init'.
+    """
+    if not options["embedded"]:
+        _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import working
+
+    working.run(**options)
 
 
 @click.command(

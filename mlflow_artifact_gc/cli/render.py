@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from mlflow_artifact_gc.cli.output import Grid, Output
+from mlflow_artifact_gc.kept import Kept
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 from mlflow_artifact_gc.sweeping import Report
@@ -73,7 +74,10 @@ def show_plan(out: Output, plan: Plan, *, older_than_ms: int, grace_ms: int) -> 
     ago = f"more than {show_duration(older_than_ms)} ago{site}"
     out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} ({ago}).\n")
     ordered = sorted(plan.decisions, key=_plan_order)
-    sweep, keep = ([line for line in ordered if line.verdict is verdict] for verdict in (Verdict.SWEEP, Verdict.KEEP))
+    sweep = [line for line in ordered if line.verdict is Verdict.SWEEP]
+    # What was swept before is counted below; with a worker it would fill the table.
+    stays = (line for line in ordered if line.verdict is Verdict.KEEP)
+    keep = [line for line in stays if line.reason is not Reason.SWEPT_BEFORE]
     if sweep:
         _show_sweep(out, sweep)
     if keep:
@@ -172,7 +176,7 @@ def result_document(result: SweepResult) -> dict[str, Any]:
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
 
 
-def report_document(plan: Plan, report: Report, *, code: int) -> dict[str, Any]:
+def report_document(plan: Plan, report: Report, kept: Kept, *, code: int) -> dict[str, Any]:
     """All that ``gc`` has to say: the plan, what became of each location, the sums, the exit code."""
     return {
         "command": "gc",
@@ -180,6 +184,7 @@ def report_document(plan: Plan, report: Report, *, code: int) -> dict[str, Any]:
         "results": [result_document(result) for result in report.results],
         "experiments_deleted": list(report.experiments_deleted),
         "totals": totals_document(report.results),
+        "kept_models_of_deleted_runs": kept_document(kept),
         "error": str(report.error) if report.error else complaint(report.results) or None,
         "exit_code": code,
     }
@@ -260,3 +265,22 @@ def _gone(sums: Mapping[str, int]) -> str:
 def plural(count: int, word: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def kept_models(kept: Kept) -> str:
+    """How much stays in logged models of deleted runs, as far as it was measured."""
+    much = "" if kept.objects is None else f" ({plural(kept.objects, 'object')}, {show_size(kept.size_bytes)})"
+    return (
+        f"Kept beside: {plural(kept.models, 'logged model')} of deleted runs{much}, because MLflow still shows them "
+        "('init --models follow-run' lets them go with their run)."
+    )
+
+
+def kept_document(kept: Kept) -> dict[str, Any]:
+    """The same as a document; ``objects`` and ``bytes`` are None where they were never measured."""
+    return {
+        "models": kept.models,
+        "objects": kept.objects,
+        "bytes": kept.size_bytes,
+        "measured_ms": kept.measured_ms,
+    }

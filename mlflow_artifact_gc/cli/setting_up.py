@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mlflow_artifact_gc import database, journal, ownership, references, s3, schema
+from mlflow_artifact_gc import database, inbox, journal, ownership, references, s3, schema
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output
-from mlflow_artifact_gc.cli.session import open_engine, readable_destination, registry_engine
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import RootRefused, TablesNotReady, UnreadableUri, UsageError
 from mlflow_artifact_gc.locations import Destination, Location
-from mlflow_artifact_gc.model import Action
+from mlflow_artifact_gc.model import Action, EntityKind, Tombstone
 from mlflow_artifact_gc.quantities import show_duration
+from mlflow_artifact_gc.session import open_engine, readable_destination, registry_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 _DAY_MS: Final = 86_400_000
 _SHOWN: Final = ("grace_ms", "min_object_age_ms", "orphan_quarantine_ms", "action", "models", "artifacts_destination")
+_UNSHOWN: Final = ("database_fingerprint", "registry_fingerprint", "updated_ms")
 _EXIT_NOT_CURRENT: Final = TablesNotReady.exit_code
 
 
@@ -44,6 +45,9 @@ def run(**options: Any) -> None:
         before = journal.read_site(connection)
         after = _settings(connection, before, options, registry)
         journal.write_site(connection, after, database.clock_ms(connection))
+        if registry is not None or options["artifacts_destination"] is not None:
+            # A person has said what is right; what servers said of themselves no longer stands against it.
+            inbox.drained(connection, [note.id for note in inbox.servers(connection)])
         return before, after
 
     before, after = database.written(engine, statements)
@@ -115,6 +119,8 @@ def _adopt(engine: Engine, site: journal.Site) -> list[tuple[str, int]]:
     with database.reading(engine) as connection:
         known = [Location.parse(uri, Destination()) for uri, _ in journal.known_roots(connection)]
     client = s3.connect(Settings.from_env().environ, connections=1)
+    with database.writing(engine) as connection:
+        journal.move_roots(connection, s3.endpoint_name(client))
     with ThreadPoolExecutor(1) as executor:
         roots = ownership.Roots(
             engine=engine,
@@ -138,7 +144,8 @@ def _tell(
     tracked = references.TrackingDatabase.probe(engine, models_follow_run=follow_run)
     with database.reading(engine) as connection:
         tracking = tracked.on(connection)
-        stones = tracking.tombstones()
+        swept = journal.settled(connection)
+        stones = [stone for stone in tracking.tombstones() if _waits(stone, after, swept)]
         waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in stones)
         proxied = sum(stone.uri.startswith("mlflow-artifacts:") for stone in stones)
         registry_unknown = after.registry_fingerprint is None and references.Registry(connection).empty
@@ -166,9 +173,11 @@ def _tell(
         out.print(f"  adopted: {uri} (epoch {epoch})")
     grace = show_duration(after.grace_ms)
     out.print(
-        f"From now on 'mlflow-artifact-gc gc' purges what has been deleted in MLflow for more than {grace}, unless "
-        "something live needs it; nothing is purged by itself."
+        f"From now on the worker beside 'mlflow server' purges what is deleted in MLflow more than {grace} ago, unless "
+        "something live needs it. (A server that was started before this package was installed has none: restart it.)"
     )
+    if after.action is None:
+        out.print("In buckets that keep versions it waits until 'init --action purge' says that all of them may go.")
     counts = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(waiting.items()))
     out.print(f"Deleted in MLflow already, and waiting for an administrator's 'gc': {counts or 'nothing'}.")
     if after.artifacts_destination is None and proxied:
@@ -183,12 +192,16 @@ def _tell(
         )
 
 
+def _waits(stone: Tombstone, site: journal.Site, swept: dict[tuple[EntityKind, str], int]) -> bool:
+    """Whether it was deleted before the worker was switched on, and was not swept since."""
+    old = stone.deleted_ms is None or stone.deleted_ms < site.switched_on_ms
+    return old and (stone.deleted_ms or 0) > swept.get((stone.entity.kind, stone.entity.id), -1)
+
+
 def _changes(before: journal.Site | None, after: journal.Site) -> dict[str, tuple[str, str]]:
     if before is None:
         return {}
-    names = [
-        field.name for field in fields(after) if field.name not in ("database_fingerprint", "registry_fingerprint")
-    ]
+    names = [field.name for field in fields(after) if field.name not in _UNSHOWN]
     changed = {
         name.removesuffix("_ms"): (_show(name, getattr(before, name)), _show(name, getattr(after, name)))
         for name in names

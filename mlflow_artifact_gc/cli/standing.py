@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import database, journal
+from mlflow_artifact_gc import database, journal, kept, lease
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Output
-from mlflow_artifact_gc.cli.session import Reading, open_session, read
+from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Decision, Reason
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.quantities import show_duration, show_instant, show_size
+from mlflow_artifact_gc.session import Reading, open_session, read
 
 _EXAMPLES: Final = 20
 
@@ -23,11 +26,51 @@ def run(*, output: str, **options: Any) -> None:
         now_ms = database.clock_ms(connection)
         summary = journal.summary(connection)
         last = journal.last_plan(connection)
-    found = read(session, Scope(), cutoff_ms=now_ms - session.site.grace_ms, include_undated=False, again=False)
+        held, workers = journal.held_back(connection), lease.standing(connection)
+        seen_ms = journal.first_seen(connection)
+    cutoff_ms = now_ms - session.site.grace_ms
+    found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
+    found = replace(found, decisions=tuple(_by_the_later_date(line, seen_ms, cutoff_ms) for line in found.decisions))
+    state = _State(
+        site=session.site,
+        found=found,
+        kept=kept.known(session, found.kept_models),
+        summary=summary,
+        last=last,
+        now_ms=now_ms,
+        held=held,
+        workers=workers,
+    )
     if output == "json":
-        render.print_json({"command": "status", **_document(session.site, found, summary, last, now_ms)})
+        render.print_json({"command": "status", **_document(state)})
     else:
-        _print(session.site, found, summary, last, now_ms)
+        _print(state)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """Everything that was read."""
+
+    site: journal.Site
+    found: Reading
+    kept: kept.Kept
+    summary: journal.Summary
+    last: tuple[int, int | None] | None
+    now_ms: int
+    held: int
+    workers: lease.Standing
+
+    @property
+    def worker_lives(self) -> bool:
+        return self.workers.owner is not None and self.workers.until_ms > self.now_ms
+
+
+def _by_the_later_date(line: Decision, seen_ms: Mapping[Location, int], cutoff_ms: int) -> Decision:
+    """As the worker counts: from its first sight of the deletion, where that is later than MLflow's date."""
+    since_ms = seen_ms.get(line.location, 0) if line.location else 0
+    if line.reason not in (Reason.DUE, Reason.GRACE) or line.deleted_ms is None or since_ms <= line.deleted_ms:
+        return line
+    return replace(line, deleted_ms=since_ms, reason=Reason.GRACE if since_ms > cutoff_ms else Reason.DUE)
 
 
 def _next_ms(found: Reading, grace_ms: int) -> int | None:
@@ -35,30 +78,33 @@ def _next_ms(found: Reading, grace_ms: int) -> int | None:
     return min(dates) + grace_ms if dates else None
 
 
-def _document(
-    site: journal.Site,
-    found: Reading,
-    summary: journal.Summary,
-    last: tuple[int, int | None] | None,
-    now_ms: int,
-) -> dict[str, Any]:
+def _document(state: _State) -> dict[str, Any]:
+    site, found, summary, last = state.site, state.found, state.summary, state.last
     counts = Counter(line.reason.value for line in found.decisions)
     return {
-        "now_ms": now_ms,
+        "now_ms": state.now_ms,
         "grace_ms": site.grace_ms,
         "tombstones": dict(counts),
         "next_due_ms": _next_ms(found, site.grace_ms),
         "protected": [
             {"kind": line.entity.kind.value, "id": line.entity.id, "by": line.evidence} for line in _protected(found)
         ],
-        "kept_models_of_deleted_runs": found.kept_models,
-        "intents": {state.value: count for state, count in summary.by_state.items()},
+        "kept_models_of_deleted_runs": render.kept_document(state.kept),
+        "intents": {name.value: count for name, count in summary.by_state.items()},
         "deleted_objects": summary.deleted_objects,
         "deleted_versions": summary.deleted_versions,
         "deleted_bytes": summary.deleted_bytes,
         "aborted_uploads": summary.aborted_uploads,
         "failed": [dict(zip(("kind", "id", "location", "detail"), row, strict=True)) for row in summary.failed],
         "last_sweep": {"started_ms": last[0], "finished_ms": last[1]} if last else None,
+        "worker": {
+            "lives": state.worker_lives,
+            "seen_ms": state.workers.seen_ms,
+            "held_back": state.held,
+            "brake": state.workers.parked if state.held else None,
+            "turned_away": state.workers.refused,
+            "turned_away_ms": state.workers.refused_ms,
+        },
     }
 
 
@@ -66,16 +112,13 @@ def _protected(found: Reading) -> list[Decision]:
     return [line for line in found.decisions if line.reason in (Reason.PROTECTED, Reason.NESTED)]
 
 
-def _print(
-    site: journal.Site,
-    found: Reading,
-    summary: journal.Summary,
-    last: tuple[int, int | None] | None,
-    now_ms: int,
-) -> None:
+def _print(state: _State) -> None:
+    found, summary, last = state.found, state.summary, state.last
     out = Output()
     counts = Counter(line.reason for line in found.decisions)
-    out.print(_sentence(counts, site, _next_ms(found, site.grace_ms)), style="bold")
+    out.print(_sentence(counts, state), style="bold")
+    for sentence in _worker_lines(state):
+        out.print(sentence)
     rest = [
         f"{counts[reason]:,} {words}"
         for reason, words in render.REASON_WORDS.items()
@@ -83,15 +126,14 @@ def _print(
     ]
     if rest:
         out.print(f"Kept: {', '.join(rest)}.")
-    if found.kept_models:
-        models = render.plural(found.kept_models, "logged model")
-        out.print(f"Kept beside: {models} of deleted runs, because MLflow still shows them.")
+    if state.kept.models:
+        out.print(render.kept_models(state.kept))
     objects = render.plural(summary.deleted_objects + summary.deleted_versions, "object")
     gone = f"{objects}, {show_size(summary.deleted_bytes)}"
     swept = summary.by_state.get(journal.State.SWEPT, 0) + summary.by_state.get(journal.State.CLOSED, 0)
     out.print(f"So far: {render.plural(swept, 'location')} swept, {gone} gone.")
     if last:
-        out.print(_last_sweep(last, now_ms))
+        out.print(_last_sweep(last, state.now_ms))
     protected = _protected(found)
     if protected:
         grid = Grid("protected", "by")
@@ -109,20 +151,49 @@ def _print(
         out.table(grid)
 
 
-def _sentence(counts: Counter[Reason], site: journal.Site, next_ms: int | None) -> str:
+def _sentence(counts: Counter[Reason], state: _State) -> str:
     due, waiting = counts[Reason.DUE], counts[Reason.GRACE]
-    grace = show_duration(site.grace_ms)
+    grace = show_duration(state.site.grace_ms)
     if not due and not waiting:
         return "Nothing waits: no deleted run, model or trace is due, or will be."
     parts = []
     if due:
         verb = "is past its" if due == 1 else "are past their"
-        parts.append(f"{render.plural(due, 'deleted location')} {verb} grace period ({grace}): 'gc' purges what is due")
+        parts.append(
+            f"{render.plural(due, 'deleted location')} {verb} grace period ({grace}): {_who_purges(state, due)}"
+        )
     if waiting:
         verb = "is in its" if waiting == 1 else "are in their"
-        until = f"the next until {show_instant(next_ms)}"
+        until = f"the next until {show_instant(_next_ms(state.found, state.site.grace_ms))}"
         parts.append(f"{render.plural(waiting, 'deleted location')} {verb} grace period ({grace}), {until}")
     return "; ".join(parts) + "."
+
+
+def _who_purges(state: _State, due: int) -> str:
+    since_ms = state.site.switched_on_ms
+    lines = (line for line in state.found.decisions if line.reason is Reason.DUE)
+    old = sum(line.deleted_ms is None or line.deleted_ms < since_ms for line in lines)
+    if not state.worker_lives or old == due:
+        return "'gc' purges what is due"
+    return "the worker purges them" if not old else f"{old:,} of them, deleted before 'init', wait for 'gc'"
+
+
+def _worker_lines(state: _State) -> Iterator[str]:
+    workers = state.workers
+    since = show_instant(state.site.switched_on_ms)
+    if state.worker_lives:
+        yield f"A worker is at work: it purges what was deleted after {since}, when its time has come."
+    elif workers.seen_ms is None:
+        yield "No worker has been seen: start 'mlflow server' again, or run 'mlflow-artifact-gc worker', or 'gc'."
+    else:
+        yield f"No worker has been seen for {show_duration(state.now_ms - workers.seen_ms)}."
+    if state.held and workers.parked:
+        yield (
+            f"Held back: {render.plural(state.held, 'location')}, because {workers.parked}. If that is meant, run 'gc' "
+            "with the limit raised."
+        )
+    if workers.refused and (workers.refused_ms or 0) >= (workers.seen_ms or 0):
+        yield f"A worker was turned away at {show_instant(workers.refused_ms)}: {workers.refused}"
 
 
 def _last_sweep(last: tuple[int, int | None], now_ms: int) -> str:

@@ -66,7 +66,7 @@ def test_the_first_init_says_what_happens_from_now_on(moto_site: Site) -> None:
 
     assert "set up in sqlite:///" in said
     assert "more than 7d" in said
-    assert "nothing is purged by itself" in said
+    assert "the worker beside 'mlflow server' purges" in said
     assert "1 logged model, 2 runs." in said
     assert "changed" not in said
     assert moto_site.snapshot() == before

@@ -135,7 +135,7 @@ def test_models_of_deleted_runs_are_told(moto_site: Site) -> None:
     moto_site.delete_run(run_id)
     init(moto_site)
 
-    assert status(moto_site)["kept_models_of_deleted_runs"] == 1
+    assert status(moto_site)["kept_models_of_deleted_runs"]["models"] == 1
     assert "logged model" in table(moto_site).out
 
 
