@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +18,13 @@ import pytest
 from tests.servers import S3Server, s3_client
 
 _DEMO = (sys.executable, "-m", "mlflow_artifact_gc", "demo")
+_LIMIT_S = 60
+"""What it promises; where nothing else runs, it takes 35."""
 _FOLDER = re.compile(r"Everything lives in (\S+) ")
 _LOGGED = re.compile(r"^logged +(\S+) +(\d+) objects, .* run (\w{32})$", re.MULTILINE)
 _DELETED = re.compile(r"^deleted +(\S+)", re.MULTILINE)
+_RESTORED = re.compile(r"^restored +(\S+)", re.MULTILINE)
+_COUNTDOWN = re.compile(r"^ *(\d+ wait, \d+ s left|any moment|gone): (.+) objects$", re.MULTILINE)
 _EXPORT = re.compile(r"^ *export (\w+)=(\S+)$", re.MULTILINE)
 _UI = re.compile(r"The MLflow UI is at (http://\S+?)\.? ")
 _WAITS = "Ctrl-C stops the servers"
@@ -35,10 +40,22 @@ _CLEAN_UP_S = 60
 
 
 def _proof(said: str) -> dict[str, list[str]]:
-    """The rows of the last table: for each run its cells."""
+    """The rows of the table of objects: for each run its cells."""
     table = said[said.index("Is it true?") :]
     rows = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if " → " in line)
     return {cells[0]: cells[1:] for cells in rows}
+
+
+def _tags(said: str, before: str) -> dict[str, dict[str, str]]:
+    """The rows of a table of tags, which follows the words ``before``: for each run its tags."""
+    table = said[said.index(before) :].split("\n\n", maxsplit=1)[0]
+    found: dict[str, dict[str, str]] = {}
+    run = ""
+    for line in table.splitlines():
+        if match := re.match(r"(?P<run>\S*) +(?P<key>artifact_gc\.\w+|(?=\(none\))) *(?P<value>.+)$", line):
+            run = match["run"] or run
+            found.setdefault(run, {})[match["key"]] = match["value"]
+    return found
 
 
 def _left_behind(folder: str) -> list[str]:
@@ -85,31 +102,66 @@ def _assert_nothing_left(said: str) -> None:
 
 
 def test_the_demo_tells_its_story_and_leaves_nothing() -> None:
-    """Live and registered runs are kept, the other deleted ones are gone; so are folder and servers, at the end.
+    """Live, restored and registered runs are kept whole, the other deleted ones are gone, most of them by themselves.
 
-    The person's own settings, which would lead elsewhere, have no part in it.
+    Folder and servers are gone at the end. The person's own settings, which would lead elsewhere, have no part in it.
     """
     environ = {**os.environ, **_ELSEWHERE}
+    began_s = time.monotonic()
     done = subprocess.run([*_DEMO, "--no-wait"], env=environ, capture_output=True, text=True, check=False, timeout=200)
+    took_s = time.monotonic() - began_s
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
-    counts = {name: int(count) for name, count, _ in _LOGGED.findall(done.stdout)}
-    deleted = set(_DELETED.findall(done.stdout))
-    rows = _proof(done.stdout)
+    said = done.stdout
+    counts = {name: int(count) for name, count, _ in _LOGGED.findall(said)}
+    old, *deleted = _DELETED.findall(said)
+    (restored,) = _RESTORED.findall(said)
+    rows = _proof(said)
     (champion,) = (name for name, cells in rows.items() if "@champion" in cells[0])
-    (live,) = counts.keys() - deleted
-    assert champion in deleted
-    assert len(deleted) > 2
+    (live,) = counts.keys() - {old, *deleted}
+    assert {champion, restored} < set(deleted)
+    kept, waste = {live, restored, champion}, set(deleted) - {restored, champion}
+    assert len(waste) == 2
     for name, count in counts.items():
-        kept = name in (live, champion)
-        assert rows[name][1] == f"{count} → {count if kept else 0}", name
-        assert rows[name][-1] == ("unchanged" if kept else "gone"), name
-    assert "Proven: 2 runs kept, " in done.stdout
-    for command in ("init ", "gc --backend-store-uri", "status "):
-        assert f"\n$ mlflow-artifact-gc {command}" in done.stdout
-    assert f"registered model {_model(done.stdout)}" in done.stdout
-    _assert_nothing_left(done.stdout)
+        assert rows[name][1] == f"{count} → {count if name in kept else 0}", name
+        assert rows[name][-1] == ("unchanged" if name in kept else "gone"), name
+    assert "Proven: 3 runs kept, 3 gone, " in said
+    commands = re.findall(r"^\$ mlflow-artifact-gc (\w+)", said, re.MULTILINE)
+    assert commands == ["init", "status", "gc"]
+    assert "\nSwept 1 location, " in said
+    assert f"registered model {_model(said)}" in said
+    _assert_tags(said, champion=champion, restored=restored, waste=waste, live=live, old=old)
+    _assert_countdown(said, waste, counts)
+    _assert_nothing_left(said)
+    assert took_s < _LIMIT_S
+
+
+def _assert_tags(said: str, *, champion: str, restored: str, waste: set[str], live: str, old: str) -> None:
+    """What MLflow showed of the runs after their deletion, and at the end."""
+    soon, end = _tags(said, "what will happen, in tags:"), _tags(said, "in MLflow's UI now:")
+    assert soon.keys() == {champion, restored, *waste}
+    assert end.keys() == {*soon, live, old}
+    assert all(set(soon[name]) == {"artifact_gc.status", "artifact_gc.expires"} for name in {restored, *waste})
+    assert all("purged" in end[name]["artifact_gc.status"] for name in {old, *waste})
+    assert [end[name] for name in (restored, live)] == [{"": "(none)"}] * 2
+    for tags in (soon, end):
+        assert set(tags[champion]) == {"artifact_gc.status", "artifact_gc.protected_by"}
+        assert _model(said) in tags[champion]["artifact_gc.protected_by"]
+        assert "@champion" in tags[champion]["artifact_gc.protected_by"]
+
+
+def _assert_countdown(said: str, waste: set[str], counts: dict[str, int]) -> None:
+    """It was watched from before the end of the grace period, with everything there; and then no command was run."""
+    told = _COUNTDOWN.findall(said)
+    looks = [{name: int(count) for name, count in (part.split(" ") for part in line.split(", "))} for _, line in told]
+    left_s = [int(match[1]) for when, _ in told if (match := re.match(r"2 wait, (\d+) s left", when))]
+    assert "2 wait, " in told[0][0]
+    assert left_s == sorted(left_s, reverse=True)
+    assert 3 <= len(told) <= 12
+    assert looks[0] == {name: counts[name] for name in looks[0]}
+    assert looks[-1] == {name: 0 if name in waste else counts[name] for name in looks[0]}
+    assert said.index("\n$ mlflow-artifact-gc gc") > said.index(" gone: ")
 
 
 def _model(said: str) -> str:
@@ -143,7 +195,7 @@ def test_ctrl_c_ends_the_demo_cleanly() -> None:
     logged = {name: int(count) for name, count, _ in _LOGGED.findall(said)}
     kept = {name for name, cells in _proof(said).items() if cells[-1] == "unchanged"}
     assert there == {name: count if name in kept else 0 for name, count in logged.items()}
-    assert len(kept) == 2
+    assert len(kept) == 3
     assert status == 200
     assert running, "the search for processes finds none that run"
     assert process.returncode == 0, complaints
