@@ -2,9 +2,10 @@
 
     python -m benchmarks.gc [--runs 200] [--objects 20] [--repeats 3] [--delays-ms 0 20]
 
-Both tools get the same database and the same objects, one after the other, alternating; both delete the rows too. Each
-time the bucket is listed afterwards, and a tool that left something behind ends the benchmark. In the same run it
-measures what the server itself can do: DeleteObjects on known keys, 16 requests at a time.
+Both tools get the same rows and the same objects, one after the other, alternating; both delete the rows too. Stock
+gets a database without our tables, so that our hook in its store stays away from it. Each time the bucket is listed
+afterwards, and a tool that left something behind ends the benchmark. In the same run it measures what the server
+itself can do: DeleteObjects on known keys, 16 requests at a time.
 """
 
 from __future__ import annotations
@@ -46,24 +47,25 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Backlog:
-    """A database with deleted runs, and the keys of their objects. ``folder`` holds its copies."""
+    """Databases with deleted runs, with our tables and without, and the objects' keys. ``folder`` holds copies."""
 
     folder: Path
     database: Path
+    plain: Path
     server: S3Server
     bucket: str
     dead: Sequence[str]
     live: Sequence[str]
 
-    def refill(self) -> str:
-        """Put every object where it was and take a fresh copy of the database; its URI."""
+    def refill(self, *, plain: bool = False) -> str:
+        """Put every object where it was and take a fresh copy of a database; its URI."""
         client = s3_client(self.server)
         with ThreadPoolExecutor(THREADS) as pool:
             keys = [*self.dead, *self.live]
             list(pool.map(lambda key: client.put_object(Bucket=self.bucket, Key=key, Body=b"0123456789"), keys))
         # Always the same path: to ours, a copy elsewhere is another database.
         copy = self.folder / "mlflow.db"
-        shutil.copy(self.database, copy)
+        shutil.copy(self.plain if plain else self.database, copy)
         return f"sqlite:///{copy}"
 
     def check(self, uri: str) -> None:
@@ -96,6 +98,7 @@ def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int)
         site.delete_run(run)
     owned = site.objects
     site.close()
+    shutil.copy(folder / "mlflow.db", folder / "plain.db")
     command = [
         "init",
         "--backend-store-uri",
@@ -112,6 +115,7 @@ def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int)
     return Backlog(
         folder=folder,
         database=folder / "origin.db",
+        plain=folder / "plain.db",
         server=server,
         bucket=bucket,
         dead=[key for key, one in owned.items() if one.owner not in kept],
@@ -168,7 +172,7 @@ def compare(backlog: Backlog, server: S3Server, repeats: int) -> dict[str, list[
     for repeat in range(repeats):
         # The order changes, so that neither always comes second.
         for tool in sorted(ENTRY_POINTS, reverse=bool(repeat % 2)):
-            uri = backlog.refill()
+            uri = backlog.refill(plain=tool == "mlflow gc")
             backlog.forget_marker()
             found[tool].append(timed(argv_of(tool, uri), environ_of(server, uri)))
             backlog.check(uri)

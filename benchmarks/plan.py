@@ -20,10 +20,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from mlflow_artifact_gc.cli.session import open_session, read
 from mlflow_artifact_gc.fence import Fence
 from mlflow_artifact_gc.model import Action, Plan
 from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.session import open_session, read
 from tests.servers import S3Server
 from tests.site import Site
 
