@@ -81,6 +81,12 @@ def _checked_url(uri: str) -> URL:
         )
     if url.get_backend_name() == "sqlite":
         _check_sqlite_file(url)
+    elif "@" in (url.database or ""):
+        # Part of what stands there now is the password, and would be shown.
+        raise DatabaseUnusable(
+            "This database URI cannot be read: its password holds a '/' (or '@'), which has to be written as %2F (or "
+            "%40), for example postgresql://user:pass%2Fword@host/mlflow"
+        )
     return url
 
 

@@ -65,6 +65,9 @@ class Fence:
         self._lease_ms = lease_ms
         self._settings_ms = settings_ms
         self._noted_since_ms = plan.created_ms if noted_since_ms is None else noted_since_ms
+        # In the tracking database the hook refuses what comes after the claim; in another one nothing does.
+        self._elsewhere = registry if registry is not tracked.engine else None
+        self._registered: object = None
         self._valid_until = 0.0
         self._stop = threading.Event()
 
@@ -114,6 +117,8 @@ class Fence:
         free = [line for line in lines if line.location not in claim.busy]
         if claim.mine:
             self._outwait_registrations()
+        if self._elsewhere is not None:
+            self._registered = references.registry_state(self._elsewhere)
         still, changed = self._split(free, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*rejected, *changed, *admission.rejected))
@@ -137,7 +142,7 @@ class Fence:
             time.sleep(_TICK_S)
 
     def _registering(self) -> set[str]:
-        with database.reading(self._engine) as connection:
+        with database.reading(self._elsewhere or self._engine) as connection:
             return database.writers_of(connection, "model_versions")
 
     def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone], _Noted]:
@@ -145,13 +150,9 @@ class Fence:
             self._require_same_settings(connection)
             now_ms = database.clock_ms(connection)
             until_ms = now_ms + self._lease_ms
-            anew = journal.seen_since(connection, lines, self._plan.created_ms)
-            # Not claimed: the worker has a date for them, and a claim would end with taking it for the one before.
-            wanted = [line for line in lines if _own(line) not in anew]
-            claim = journal.claim(
-                connection, wanted, owner=self._owner, plan_id=self._plan.id, now_ms=now_ms, until_ms=until_ms
-            )
+            claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            anew = {_own(line) for line in lines if line.location in claim.anew}
             return claim, tombstones, inbox.since(connection, self._noted_since_ms) | anew
 
         return database.written(self._engine, statements)
@@ -211,7 +212,15 @@ class Fence:
             self._require_same_settings(connection)
             noted = inbox.since(connection, self._noted_since_ms)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
-        return {result.decision: result for result in (*lost, *self._split(lines, tombstones, noted)[1])}
+        still, restored = self._split(lines, tombstones, noted)
+        registered = self._registered_since(still, tombstones)
+        return {result.decision: result for result in (*lost, *restored, *registered)}
+
+    def _registered_since(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Sequence[SweepResult]:
+        """What a registry in another database needs since the lines were admitted."""
+        if self._elsewhere is None or references.registry_state(self._elsewhere) == self._registered:
+            return ()
+        return self._unreferenced(lines, tombstones).rejected
 
     def _require_same_settings(self, connection: Connection) -> None:
         if self._settings_ms is not None and inbox.settings_ms(connection) != self._settings_ms:
@@ -250,7 +259,7 @@ class Fence:
 def _why_noted(line: Decision, noted: _Noted) -> str:
     """A client's clock may date a new deletion early; the hook's note tells that there was one."""
     if _own(line) in noted or (inbox.Subject.EXPERIMENT, line.entity.experiment_id) in noted:
-        return "restored or deleted again since the plan was made"
+        return "restored, deleted again or first seen by the worker since the plan was made; run it again"
     return ""
 
 

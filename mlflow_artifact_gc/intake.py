@@ -80,7 +80,7 @@ class Intake:
             watched = journal.watched(connection)
             settled = journal.settled(connection)
         fresh = [stone for stone in stones if stone.deleted_ms is not None and stone.deleted_ms >= switched_on_ms]
-        known = {(entity.kind, entity.id) for entity in watched}
+        known = {(entity.kind, entity.id) for entity, dated in watched.items() if dated}
         missing = [
             stone
             for stone in fresh
@@ -129,7 +129,7 @@ class Intake:
             tracking = self._session.tracked.on(connection)
             named += tracking.following(entity.id for entity in named if entity.kind is EntityKind.RUN)
             stones = [*tracking.tombstones(named), *tracking.tombstones_of(experiments)]
-            watched = journal.watched(connection, experiments) if experiments else []
+            watched = journal.watched(connection, experiments) if experiments else {}
         dead = {(stone.entity.kind, stone.entity.id) for stone in stones}
         self._restored([entity for entity in (*named, *watched) if (entity.kind, entity.id) not in dead])
         self._remember(lost, now_ms)
@@ -175,7 +175,9 @@ class Intake:
             with database.writing(self._engine) as connection:
                 fresh = journal.expect(connection, chunk, grace_ms=self._grace_ms, now_ms=now_ms)
                 told = {
-                    one.entity.id: notices.pending(one.since_ms + self._grace_ms)
+                    one.entity.id: notices.pending(
+                        one.since_ms + self._grace_ms, begun_ms=now_ms if one.begun else None
+                    )
                     for one in fresh
                     if one.entity.kind is EntityKind.RUN
                 }
@@ -187,7 +189,7 @@ class Intake:
     def _restored(self, entities: Sequence[Entity]) -> None:
         for chunk in _chunks(entities):
             with database.writing(self._engine) as connection:
-                rounds.back_again(connection, chunk, database.clock_ms(connection))
+                rounds.back_again(self._session, connection, chunk, database.clock_ms(connection))
             self._breathe(len(entities))
 
     def _remember(self, notes: Sequence[Note], now_ms: int) -> None:

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlflow_artifact_gc import database, processes, protection
-from mlflow_artifact_gc.inbox import Subject
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.tables import intents, plans, roots, site
@@ -28,6 +27,13 @@ KEPT: Final = "kept: "
 HELD: Final = "held back by a brake: "
 """How the detail of an intent begins that a brake of the worker's holds back."""
 LOST: Final = "its row in MLflow is gone for good"
+_DOUBTFUL: Final = f"{Outcome.RESTORED}: "
+"""How the detail of an intent begins whose sweep found it restored, or deleted again."""
+_TROUBLE: Final = tuple(
+    f"{outcome}: "
+    for outcome in (Outcome.PAUSED, Outcome.FOREIGN, Outcome.POSTPONED, Outcome.FAILED, Outcome.UNKNOWN, Outcome.EMPTY)
+)
+"""How the detail of an intent begins that the worker could not purge at its last try."""
 
 
 class State(StrEnum):
@@ -80,10 +86,11 @@ class Root:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """Which locations a process got, and which are being swept by another."""
+    """Which locations a process got, which are being swept by another, and which were deleted again meanwhile."""
 
     mine: frozenset[Location]
     busy: Mapping[Location, str]
+    anew: frozenset[Location]
 
 
 def actor() -> str:
@@ -205,11 +212,12 @@ def swept(connection: Connection) -> dict[Location, int | None]:
 
 
 def claim(
-    connection: Connection, lines: Sequence[Decision], *, owner: str, plan_id: str, now_ms: int, until_ms: int
+    connection: Connection, lines: Sequence[Decision], plan: Plan, *, owner: str, now_ms: int, until_ms: int
 ) -> Claim:
     """Claim the locations of ``lines`` by compare-and-set: into ``sweeping``, in the order of their ids.
 
-    A location is busy while another process's claim on it has not run out. Rows are made for new locations; two
+    A location is busy while another process's claim on it has not run out. One whose deletion the worker has seen only
+    after the plan was made is left to the worker, which has a date for it. Rows are made for new locations; two
     processes that make the same row at once meet in its unique key (IntegrityError: claim again).
     """
     wanted = {sha256(line.location): line for line in lines if line.location is not None}
@@ -223,24 +231,17 @@ def claim(
         for row in found.values()
         if _is_claimed(row, owner, now_ms)
     }
-    mine = {key: line for key, line in wanted.items() if line.location not in busy}
+    # Asked of the rows that are locked by now: what the worker writes down later, it writes down as of a claimed one.
+    anew = {
+        Location(row["bucket"], row["prefix"])
+        for row in found.values()
+        if row["look_ms"] is not None and row["first_seen_ms"] > plan.created_ms
+    }
+    mine = {key: line for key, line in wanted.items() if line.location not in busy and line.location not in anew}
     if mine:
-        _take(connection, found, mine, owner=owner, plan_id=plan_id, now_ms=now_ms, until_ms=until_ms)
-    return Claim(mine=frozenset(line.location for line in mine.values() if line.location), busy=busy)
-
-
-def seen_since(connection: Connection, lines: Sequence[Decision], since_ms: int) -> set[tuple[Subject, str]]:
-    """Entities of ``lines`` whose deletion the worker has seen only after ``since_ms``: they were deleted again."""
-    keys = [sha256(line.location) for line in lines if line.location]
-    found: set[tuple[Subject, str]] = set()
-    for start in range(0, len(keys), _IN_LIMIT):
-        query = sa.select(intents.c.entity_kind, intents.c.entity_id).where(
-            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]),
-            intents.c.first_seen_ms > since_ms,
-            intents.c.look_ms.is_not(None),
-        )
-        found.update((Subject(kind), id_) for kind, id_ in connection.execute(query))
-    return found
+        _take(connection, found, mine, owner=owner, plan_id=plan.id, now_ms=now_ms, until_ms=until_ms)
+    located = frozenset(line.location for line in mine.values() if line.location)
+    return Claim(mine=located, busy=busy, anew=frozenset(anew))
 
 
 def _is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
@@ -332,6 +333,8 @@ class Expected:
     first_seen_ms: int
     noted: bool = False
     """Whether the hook has noted the deletion, and so its date."""
+    begun: bool = False
+    """Whether a sweep of it had begun before, and died: something of it may be gone."""
 
     @property
     def since_ms(self) -> int:
@@ -365,14 +368,13 @@ def expect(connection: Connection, wanted: Sequence[Expected], *, grace_ms: int,
         if row is None:
             fresh.append({**_blank(one, key, now_ms), "look_ms": one.since_ms + grace_ms})
             taken.append(one)
-        elif one.noted and State(row["state"]) is State.SWEEPING and one.first_seen_ms > row["state_ms"]:
-            # The process that is sweeping it sees this before its next batch, and lets go of it.
-            later_ms = {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
-            connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**later_ms))
+        elif dates_ms := _dates_while_swept(row, one, grace_ms, now_ms):
+            connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**dates_ms))
         elif _starts_anew(row, one, now_ms):
             again = row["state"] not in (State.PENDING, State.SWEEPING)
             known_ms = 0 if again or row["look_ms"] is None else row["first_seen_ms"]
-            later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms))
+            begun = row["state"] == State.SWEEPING
+            later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms), begun=begun)
             changed.append({"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)})
             taken.append(later)
     if fresh:
@@ -387,10 +389,29 @@ def expect(connection: Connection, wanted: Sequence[Expected], *, grace_ms: int,
     return taken
 
 
+def _dates_while_swept(row: sa.RowMapping, one: Expected, grace_ms: int, now_ms: int) -> dict[str, int]:
+    """New dates of what is being swept, or whose sweep was killed; it stays what it is."""
+    if State(row["state"]) is not State.SWEEPING:
+        return {}
+    if not _is_claimed(row, "", now_ms):
+        # A `gc` was killed in it, and the worker is to finish it.
+        adopts = row["look_ms"] is None and not _deleted_again(row, one)
+        return {"look_ms": one.since_ms + grace_ms} if adopts else {}
+    if not one.noted or one.first_seen_ms <= row["state_ms"]:
+        return {}
+    # The process that is sweeping it sees this before its next batch, and lets go of it.
+    return {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
+
+
+def _deleted_again(row: sa.RowMapping, one: Expected) -> bool:
+    return one.noted and one.first_seen_ms > int(row["first_seen_ms"])
+
+
 def _starts_anew(row: sa.RowMapping, one: Expected, now_ms: int) -> bool:
     match State(row["state"]):
         case State.SWEEPING | State.CLAIMED:
-            return not _is_claimed(row, "", now_ms)
+            # Killed: it is finished as what it was, unless it was deleted again since.
+            return not _is_claimed(row, "", now_ms) and _deleted_again(row, one)
         case State.SWEPT | State.CLOSED | State.WAITING:
             # Restored and deleted again: only a later date makes it a new tombstone.
             if one.noted and one.first_seen_ms > int(row["swept_ms"] or 0):
@@ -460,12 +481,16 @@ def cancel(connection: Connection, entities: Iterable[Entity], now_ms: int) -> s
     return begun
 
 
-def watched(connection: Connection, experiment_ids: Iterable[str] | None = None) -> list[Entity]:
-    """The entities that the worker waits for; of some experiments, or all."""
-    query = sa.select(intents).where(intents.c.state.in_((State.PENDING, State.FAILED)), intents.c.look_ms.is_not(None))
+def watched(connection: Connection, experiment_ids: Iterable[str] | None = None) -> dict[Entity, bool]:
+    """The entities that the worker waits for, or a sweep has begun with; of some experiments, or all.
+
+    Each with whether the worker has a date for it.
+    """
+    waits = sa.and_(intents.c.state.in_((State.PENDING, State.FAILED)), intents.c.look_ms.is_not(None))
+    query = sa.select(intents).where(sa.or_(waits, intents.c.state == State.SWEEPING))
     if experiment_ids is not None:
         query = query.where(intents.c.experiment_id.in_(list(experiment_ids)))
-    return [_entity(row) for row in connection.execute(query).mappings()]
+    return {_entity(row): row["look_ms"] is not None for row in connection.execute(query).mappings()}
 
 
 def settled(connection: Connection) -> dict[tuple[EntityKind, str], int]:
@@ -607,6 +632,21 @@ def held_back(connection: Connection) -> int:
     return int(connection.execute(sa.select(sa.func.count()).select_from(intents).where(held)).scalar_one())
 
 
+def troubled(connection: Connection, *, examples: int = 5) -> list[tuple[str, int]]:
+    """Why the worker could not purge what was due, and of how many locations; the most frequent reasons."""
+    trouble = sa.or_(*(intents.c.detail.like(f"{start}%") for start in _TROUBLE))
+    waits = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), trouble)
+    number = sa.func.count().label("number")
+    query = sa.select(intents.c.detail, number).where(waits).group_by(intents.c.detail)
+    return [(why, count) for why, count in connection.execute(query.order_by(number.desc()).limit(examples))]
+
+
+def lost(connection: Connection) -> int:
+    """How many places are kept whose rows are gone for good."""
+    mine = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_(None), intents.c.detail == LOST)
+    return int(connection.execute(sa.select(sa.func.count()).select_from(intents).where(mine)).scalar_one())
+
+
 def give_up(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:
     """Tried often enough: from here on it is for a person."""
     rows = [{"key": sha256(location)} for location in sorted(locations)]
@@ -633,6 +673,56 @@ def last_id(connection: Connection) -> int:
     return int(connection.execute(sa.select(sa.func.max(intents.c.id))).scalar() or 0)
 
 
+def doubtful(connection: Connection) -> list[Expected]:
+    """What the worker waits for, and a sweep found restored or deleted again."""
+    query = sa.select(intents).where(
+        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), intents.c.detail.like(f"{_DOUBTFUL}%")
+    )
+    return [_expected(row) for row in connection.execute(query).mappings()]
+
+
+def begin_again(connection: Connection, expected: Sequence[Expected], *, grace_ms: int) -> None:
+    """These are deleted, and nobody knows for certain since when: their grace period begins at their first sight."""
+    rows = [
+        {
+            "key": sha256(one.location),
+            "new_deleted_ms": one.deleted_ms,
+            "new_first_seen_ms": one.first_seen_ms,
+            "new_look_ms": one.since_ms + grace_ms,
+        }
+        for one in sorted(expected, key=lambda one: one.location)
+    ]
+    if rows:
+        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
+        names = ("deleted_ms", "first_seen_ms", "look_ms")
+        values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+        connection.execute(intents.update().where(mine).values(detail=None, **values), rows)
+
+
+def lose(connection: Connection, entities: Iterable[Entity], now_ms: int) -> None:
+    """Their rows are gone for good: what waits for them keeps its place, and the worker does not act on it."""
+    by_kind: dict[EntityKind, list[str]] = {}
+    for entity in entities:
+        by_kind.setdefault(entity.kind, []).append(entity.id)
+    for kind, ids in by_kind.items():
+        for start in range(0, len(ids), _IN_LIMIT):
+            theirs = intents.c.entity_id.in_(ids[start : start + _IN_LIMIT])
+            _lose(connection, sa.and_(intents.c.entity_kind == kind, theirs), now_ms)
+
+
+def _lose(connection: Connection, theirs: sa.ColumnElement[bool], now_ms: int) -> None:
+    _lock(connection, theirs)
+    # What is being swept is ended by its own sweep, which keeps this.
+    sweeping = sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms > now_ms)
+    connection.execute(intents.update().where(theirs, sweeping).values(look_ms=None, detail=LOST))
+    idle = sa.or_(
+        intents.c.state.in_((State.PENDING, State.CANCELLED, State.FAILED)),
+        sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms),
+    )
+    values = {"state": State.PENDING, "state_ms": now_ms, "look_ms": None, "detail": LOST, "claimed_by": None}
+    connection.execute(intents.update().where(theirs, idle).values(**values))
+
+
 def remember_lost(connection: Connection, lost: Sequence[Expected], now_ms: int) -> None:
     """Keep the places of rows that are gone for good; the worker does not act on them."""
     by_key = {sha256(one.location): one for one in lost}
@@ -645,9 +735,7 @@ def remember_lost(connection: Connection, lost: Sequence[Expected], now_ms: int)
     if fresh:
         connection.execute(intents.insert(), fresh)
     if found:
-        idle = intents.c.state.in_((State.PENDING, State.CANCELLED, State.FAILED))
-        known = intents.update().where(intents.c.location_sha256.in_(sorted(found)), idle)
-        connection.execute(known.values(state=State.PENDING, state_ms=now_ms, look_ms=None, detail=LOST))
+        _lose(connection, intents.c.location_sha256.in_(sorted(found)), now_ms)
 
 
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
@@ -712,17 +800,19 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     connection.execute(intents.update().where(mine).values(**counts), rows)
     state: sa.BindParameter[str] = sa.bindparam("new_state", type_=sa.String)
     now: sa.BindParameter[int] = sa.bindparam("now_ms", type_=sa.BigInteger)
-    # Restored, deleted again and seen by the worker while it was claimed: that second deletion waits for its date.
-    anew = sa.and_(
-        state == State.CANCELLED, intents.c.look_ms.is_not(None), intents.c.first_seen_ms > intents.c.state_ms
-    )
+    detail: sa.BindParameter[str] = sa.bindparam("new_detail", type_=sa.Text)
+    restored = state == State.CANCELLED
+    # What the worker waits for it looks at again, and at once: only MLflow's row tells whether it was deleted again.
+    watched = sa.and_(restored, intents.c.look_ms.is_not(None))
+    lost = sa.and_(restored, intents.c.look_ms.is_(None), intents.c.detail == LOST)
     connection.execute(
         intents.update()
         .where(mine, intents.c.claimed_by == sa.bindparam("owner"))
         .values(
-            state=sa.case((anew, State.PENDING), else_=state),
+            state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,
-            detail=sa.bindparam("new_detail"),
+            detail=sa.case((lost, LOST), else_=detail),
+            look_ms=sa.case((watched, now), else_=intents.c.look_ms),
             attempts=intents.c.attempts + sa.bindparam("tried"),
             swept_ms=sa.case((state == State.SWEPT, now), else_=intents.c.swept_ms),
             claimed_by=None,

@@ -149,6 +149,17 @@ class Destination:
         return tuple(dict.fromkeys(readings))
 
 
+def without_secrets(uri: str) -> str:
+    """A destination as it may be shown and stored: MLflow takes ``sftp://user:password@host/folder`` too.
+
+    One on S3 stays as it is: there, ``@`` and ``?`` are parts of keys.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.lower() in ("s3", "s3a"):
+        return uri
+    return scheme + separator + rest.partition("?")[0].rpartition("@")[2]
+
+
 def proxied_path(uri: str) -> str | None:
     """The path below the artifact proxy that ``uri`` names, or None when the proxy does not serve such a URI.
 

@@ -37,9 +37,14 @@ Notice = tuple[tuple[str, str], ...]
 CLEARED: Final[Notice] = ()
 
 
-def pending(until_ms: int) -> Notice:
-    """It goes then, unless it is restored before. The first word tells the states apart where MLflow cuts the rest."""
-    return ((STATUS, f"purge due {_utc(until_ms)}, unless restored"), (EXPIRES, show_instant(until_ms)))
+def pending(until_ms: int, *, begun_ms: int | None = None) -> Notice:
+    """It goes then, unless it is restored before. The first word tells the states apart where MLflow cuts the rest.
+
+    Args:
+        begun_ms: before then a sweep of it had begun, and died.
+    """
+    due = ((STATUS, f"purge due {_utc(until_ms)}, unless restored"), (EXPIRES, show_instant(until_ms)))
+    return due if begun_ms is None else (*due, (PURGED, _begun(begun_ms)))
 
 
 def kept(holder: str) -> Notice:
@@ -49,8 +54,11 @@ def kept(holder: str) -> Notice:
 
 def begun(now_ms: int) -> Notice:
     """Its sweep had begun, and nobody knows how far it came."""
-    said = f"{_PURGED} in part, perhaps, before {_utc(now_ms)}: a sweep of it was killed"
-    return ((STATUS, said), (PURGED, said))
+    return ((STATUS, _begun(now_ms)), (PURGED, _begun(now_ms)))
+
+
+def _begun(before_ms: int) -> str:
+    return f"{_PURGED} in part, perhaps, before {_utc(before_ms)}: a sweep of it was killed"
 
 
 def purged(result: SweepResult, now_ms: int) -> Notice | None:
@@ -97,6 +105,10 @@ def _write(connection: Connection, notice: Notice, run_ids: list[str], *, delete
         connection.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")
     replaced = {*_KEYS, *(key for key, _ in notice)}
     theirs = sa.and_(_tags.c.run_uuid.in_(run_ids), _tags.c.key.in_(sorted(replaced)))
+    if notice == CLEARED:
+        # Deleted again since: what is said then is for the worker to say.
+        waits = sa.select(_runs.c.run_uuid).where(_runs.c.run_uuid.in_(run_ids), _runs.c.lifecycle_stage == "deleted")
+        theirs = sa.and_(theirs, _tags.c.run_uuid.not_in(waits))
     connection.execute(sa.delete(_tags).where(theirs))
     chosen: sa.ColumnElement[bool] = _runs.c.run_uuid.in_(run_ids)
     if deleted_only:

@@ -588,6 +588,23 @@ def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> 
     ]
 
 
+def registry_state(engine: Engine) -> tuple[object, ...]:
+    """What changes whenever a model version is made or changed in a registry; one query.
+
+    Raises:
+        ReferencesIncomplete: it cannot be read.
+    """
+    versions = sa.table(
+        "model_versions", sa.column("version"), sa.column("creation_time"), sa.column("last_updated_time")
+    )
+    found = (sa.func.count(), sa.func.max(versions.c.creation_time), sa.func.max(versions.c.last_updated_time))
+    try:
+        with database.reading(engine) as connection:
+            return tuple(connection.execute(sa.select(*found).select_from(versions)).one())
+    except ArtifactGcError as error:
+        raise ReferencesIncomplete(f"The model registry cannot be read any more: {error}") from error
+
+
 def read(tracked: TrackingDatabase, registry_engine: Engine | None) -> list[Reference]:
     """``gather`` over fresh connections, in transactions that only read.
 

@@ -78,6 +78,8 @@ class Round:
         with database.reading(self._engine) as connection:
             if database.mlflow_revision(connection) != self._session.mlflow_revision:
                 raise ReferencesIncomplete("MLflow's tables were upgraded meanwhile: they are read anew")
+        self._clear_up()
+        with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
             waiting = journal.to_look_at(connection, grace_ms=self._terms.grace_ms, now_ms=now_ms)
         if not waiting:
@@ -95,6 +97,30 @@ class Round:
         return report
 
     # Before the sweep
+
+    def _clear_up(self) -> None:
+        """What a sweep found restored, or deleted again: MLflow's rows say which, and then its grace begins anew."""
+        with database.reading(self._engine) as connection:
+            doubtful = journal.doubtful(connection)
+            stones = self._session.tracked.on(connection).tombstones([one.entity for one in doubtful])
+            now_ms = database.clock_ms(connection)
+        deleted_ms = {(stone.entity.kind, stone.entity.id): stone.deleted_ms for stone in stones}
+        back = [one.entity for one in doubtful if (one.entity.kind, one.entity.id) not in deleted_ms]
+        again = [
+            replace(one, deleted_ms=deleted_ms[one.entity.kind, one.entity.id], first_seen_ms=now_ms)
+            for one in doubtful
+            if (one.entity.kind, one.entity.id) in deleted_ms
+        ]
+        for chunk in _chunks(back):
+            with database.writing(self._engine) as connection:
+                back_again(self._session, connection, chunk, now_ms)
+        for some in _chunks(again):
+            with database.writing(self._engine) as connection:
+                journal.begin_again(connection, some, grace_ms=self._terms.grace_ms)
+                until_ms = {one.entity: one.since_ms + self._terms.grace_ms for one in some}
+                runs = {entity.id: ms for entity, ms in until_ms.items() if entity.kind is EntityKind.RUN}
+                told = {run_id: notices.pending(ms) for run_id, ms in runs.items()}
+                notices.write(connection, told, deleted_only=True)
 
     def _put_off(self, waiting: Sequence[Waiting], lines: Mapping[Location, Decision], now_ms: int) -> None:
         """What is not due after all: protected, restored, or deleted again since."""
@@ -115,7 +141,7 @@ class Round:
                 later[one.location] = (now_ms + _LONGEST_MS, line.evidence or line.reason.sentence)
         for chunk in _chunks(back):
             with database.writing(self._engine) as connection:
-                back_again(connection, chunk, now_ms)
+                back_again(self._session, connection, chunk, now_ms)
         self._look_again(later, kept)
 
     def _look_again(self, later: Mapping[Location, tuple[int, str]], kept: Mapping[str, str]) -> None:
@@ -199,8 +225,8 @@ class Round:
         kept: dict[str, str] = {}
         for result in results:
             location = result.decision.location
-            if location is None or result.verified:
-                continue
+            if location is None or result.verified or result.outcome is Outcome.RESTORED:
+                continue  # What was restored is cleared up by the next round.
             tried = attempts.get(location, 0) + 1
             if result.outcome in (Outcome.FAILED, Outcome.UNKNOWN) and tried >= _ATTEMPTS:
                 given_up.append(location)
@@ -309,10 +335,16 @@ def explain(session: Session, fresh: Sequence[journal.Expected], terms: Terms, *
             notices.write(connection, {run_id: told[run_id] for run_id in run_ids}, deleted_only=True)
 
 
-def back_again(connection: Connection, entities: Sequence[Entity], now_ms: int) -> None:
-    """These are not deleted any more: nothing waits for them, and their runs say so, or what may be gone."""
-    begun = {entity.id for entity in journal.cancel(connection, entities, now_ms) if entity.kind is EntityKind.RUN}
-    runs = [entity.id for entity in entities if entity.kind is EntityKind.RUN]
+def back_again(session: Session, connection: Connection, entities: Sequence[Entity], now_ms: int) -> None:
+    """These are no tombstones any more. Restored: nothing waits for them, and their runs say so, or what may be gone.
+
+    Those whose rows are gone for good were not restored: their places are kept.
+    """
+    there = session.tracked.on(connection).owners(entity.id for entity in entities)
+    journal.lose(connection, [entity for entity in entities if entity.id not in there], now_ms)
+    restored = [entity for entity in entities if entity.id in there]
+    begun = {entity.id for entity in journal.cancel(connection, restored, now_ms) if entity.kind is EntityKind.RUN}
+    runs = [entity.id for entity in restored if entity.kind is EntityKind.RUN]
     notices.clear(connection, [run_id for run_id in runs if run_id not in begun])
     notices.write(connection, dict.fromkeys(begun, notices.begun(now_ms)))
 

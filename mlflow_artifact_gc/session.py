@@ -234,6 +234,10 @@ def open_registry(engine: Engine, expected: str | None, uri: str | None) -> Engi
             "The site's model registry is in another database: give it with --registry-store-uri, or run "
             "'mlflow-artifact-gc init --registry-store-uri URI' if the server uses this one"
         )
+    if found == own and other is not engine:
+        # One database, one engine: on SQLite our own transactions take turns by it.
+        other.dispose()
+        return engine
     return other
 
 

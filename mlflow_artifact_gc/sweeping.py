@@ -24,7 +24,7 @@ from mlflow_artifact_gc.purging import Purged, Purger
 from mlflow_artifact_gc.surveying import Surveyor
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
     from mlflow_artifact_gc.locations import Destination
     from mlflow_artifact_gc.s3 import S3Client
@@ -240,6 +240,7 @@ class _Sweep:
                 with database.writing(self._engine) as connection:
                     now_ms = database.clock_ms(connection)
                     journal.record(connection, finished, owner=self._owner, now_ms=now_ms)
+                    journal.lose(connection, self._vanished(connection, finished), now_ms)
             except DatabaseUnusable:
                 if not tries_left:
                     raise
@@ -250,6 +251,14 @@ class _Sweep:
         if told := notices.of_results(finished, now_ms):
             with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
                 notices.write(connection, told)
+
+    def _vanished(self, connection: Connection, finished: Sequence[SweepResult]) -> list[Entity]:
+        """Those that are no tombstones any more, because their rows are gone for good."""
+        back = [result.decision.entity for result in finished if result.outcome is Outcome.RESTORED]
+        if not back:
+            return []
+        there = self._equipment.tracked.on(connection).owners(entity.id for entity in back)
+        return [entity for entity in back if entity.id not in there]
 
     def _erase_rows(self, finished: Sequence[SweepResult]) -> None:
         # A trace can have two locations: its row stays until both are verified.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlflow_artifact_gc.errors import NotYetSupported, UsageError
+from mlflow_artifact_gc.locations import without_secrets
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ _stores = _with(
         "--artifacts-destination",
         envvar="MLFLOW_ARTIFACTS_DESTINATION",
         metavar="URI",
+        callback=lambda _context, _option, uri: without_secrets(uri) if uri else uri,
         help="Where the server's artifact proxy keeps its objects, as 'mlflow server' has it.",
     ),
 )

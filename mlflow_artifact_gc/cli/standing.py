@@ -27,7 +27,8 @@ def run(*, output: str, **options: Any) -> None:
         summary = journal.summary(connection)
         last = journal.last_plan(connection)
         held, workers = journal.held_back(connection), lease.standing(connection)
-        seen_ms = journal.first_seen(connection)
+        seen_ms, troubled = journal.first_seen(connection), journal.troubled(connection)
+        lost = journal.lost(connection)
     cutoff_ms = now_ms - session.site.grace_ms
     found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
     found = replace(found, decisions=tuple(_by_the_later_date(line, seen_ms, cutoff_ms) for line in found.decisions))
@@ -40,6 +41,8 @@ def run(*, output: str, **options: Any) -> None:
         now_ms=now_ms,
         held=held,
         workers=workers,
+        troubled=troubled,
+        lost=lost,
     )
     if output == "json":
         render.print_json({"command": "status", **_document(state)})
@@ -59,6 +62,8 @@ class _State:
     now_ms: int
     held: int
     workers: lease.Standing
+    troubled: list[tuple[str, int]]
+    lost: int
 
     @property
     def worker_lives(self) -> bool:
@@ -104,7 +109,9 @@ def _document(state: _State) -> dict[str, Any]:
             "brake": state.workers.parked if state.held else None,
             "turned_away": state.workers.refused,
             "turned_away_ms": state.workers.refused_ms,
+            "troubled": [{"locations": count, "why": why} for why, count in state.troubled],
         },
+        "lost": state.lost,
     }
 
 
@@ -117,17 +124,8 @@ def _print(state: _State) -> None:
     out = Output()
     counts = Counter(line.reason for line in found.decisions)
     out.print(_sentence(counts, state), style="bold")
-    for sentence in _worker_lines(state):
+    for sentence in (*_worker_lines(state), *_kept_lines(state, counts)):
         out.print(sentence)
-    rest = [
-        f"{counts[reason]:,} {words}"
-        for reason, words in render.REASON_WORDS.items()
-        if counts[reason] and reason is not Reason.GRACE
-    ]
-    if rest:
-        out.print(f"Kept: {', '.join(rest)}.")
-    if state.kept.models:
-        out.print(render.kept_models(state.kept))
     objects = render.plural(summary.deleted_objects + summary.deleted_versions, "object")
     gone = f"{objects}, {show_size(summary.deleted_bytes)}"
     swept = summary.by_state.get(journal.State.SWEPT, 0) + summary.by_state.get(journal.State.CLOSED, 0)
@@ -149,6 +147,24 @@ def _print(state: _State) -> None:
             grid.add_row(f"{kind.replace('_', ' ')} {id_}", location, detail)
         out.print("")
         out.table(grid)
+
+
+def _kept_lines(state: _State, counts: Counter[Reason]) -> Iterator[str]:
+    rest = [
+        f"{counts[reason]:,} {words}"
+        for reason, words in render.REASON_WORDS.items()
+        if counts[reason] and reason is not Reason.GRACE
+    ]
+    if rest:
+        yield f"Kept: {', '.join(rest)}."
+    if state.kept.models:
+        yield render.kept_models(state.kept)
+    if state.lost:
+        verb = "its row is" if state.lost == 1 else "their rows are"
+        yield (
+            f"Remembered: {render.plural(state.lost, 'location')}, because {verb} gone for good; nothing in this "
+            "version purges what no row accounts for."
+        )
 
 
 def _sentence(counts: Counter[Reason], state: _State) -> str:
@@ -175,7 +191,11 @@ def _who_purges(state: _State, due: int) -> str:
     old = sum(line.deleted_ms is None or line.deleted_ms < since_ms for line in lines)
     if not state.worker_lives or old == due:
         return "'gc' purges what is due"
-    return "the worker purges them" if not old else f"{old:,} of them, deleted before 'init', wait for 'gc'"
+    if old:
+        return f"{old:,} of them, deleted before 'init', wait for 'gc'"
+    they = "it" if due == 1 else "them"
+    tried = sum(count for _, count in state.troubled)
+    return f"the worker could not purge {they} yet" if tried >= due else f"the worker purges {they}"
 
 
 def _worker_lines(state: _State) -> Iterator[str]:
@@ -192,6 +212,8 @@ def _worker_lines(state: _State) -> Iterator[str]:
             f"Held back: {render.plural(state.held, 'location')}, because {workers.parked}. If that is meant, run 'gc' "
             "with the limit raised."
         )
+    for why, count in state.troubled:
+        yield f"Not purged at the last try: {render.plural(count, 'location')}, {why.rstrip('.: ')}."
     if workers.refused and (workers.refused_ms or 0) >= (workers.seen_ms or 0):
         yield f"A worker was turned away at {show_instant(workers.refused_ms)}: {workers.refused}"
 

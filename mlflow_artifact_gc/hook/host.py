@@ -22,6 +22,7 @@ import click
 from mlflow_artifact_gc import database, schema, session
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import ArtifactGcError
+from mlflow_artifact_gc.locations import without_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -56,10 +57,11 @@ class Server:
         if not getattr(command.callback, "__module__", "").startswith("mlflow."):
             return None
         given = context.params
+        destination = given.get("artifacts_destination") if given.get("serve_artifacts") else None
         return cls(
             backend_store_uri=store_uri,
             registry_store_uri=given.get("registry_store_uri") or store_uri,
-            artifacts_destination=given.get("artifacts_destination") if given.get("serve_artifacts") else None,
+            artifacts_destination=without_secrets(destination) if destination else None,
         )
 
 

@@ -14,7 +14,17 @@ from mlflow_artifact_gc import database, journal, references
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
-from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Outcome, Reason, SweepResult
+from mlflow_artifact_gc.model import (
+    Action,
+    Decision,
+    Entity,
+    EntityKind,
+    Limits,
+    Outcome,
+    Plan,
+    Reason,
+    SweepResult,
+)
 from tests.command import gc, init
 from tests.servers import S3Server
 from tests.site import Site
@@ -85,10 +95,20 @@ def test_recording_and_claiming_do_not_wait_for_each_other(pg_site: Site) -> Non
     lines = [_line(number, f"{number:032x}") for number in range(4)]
     engine = database.open_engine(site.uri)
     now_ms, until_ms = 1_000, 10**15
+    plan = Plan(
+        id="plan",
+        created_ms=now_ms,
+        cutoff_ms=now_ms,
+        action=Action.PURGE,
+        database_id="one",
+        entity_rows=len(lines),
+        limits=Limits(),
+        decisions=tuple(lines),
+    )
 
     def claim(owner: str) -> None:
         with database.writing(engine) as connection:
-            journal.claim(connection, lines, owner=owner, plan_id="plan", now_ms=now_ms, until_ms=until_ms)
+            journal.claim(connection, lines, plan, owner=owner, now_ms=now_ms, until_ms=until_ms)
 
     claim("first")
     site.execute("CREATE TRIGGER slow BEFORE UPDATE ON artifact_gc_intents FOR EACH ROW EXECUTE FUNCTION slow()")
