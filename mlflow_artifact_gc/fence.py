@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, inbox, journal, planning, references
+from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
 from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Tombstone
 from mlflow_artifact_gc.policy import Scope
@@ -70,6 +71,7 @@ class Fence:
         self._registered: object = None
         self._valid_until = 0.0
         self._stop = threading.Event()
+        self._changes = Combined(self._changed)
 
     # Claims
 
@@ -203,8 +205,12 @@ class Fence:
     def changed(self, lines: Sequence[Decision]) -> dict[Decision, SweepResult]:
         """Which of ``lines`` may not be touched any more: not deleted as planned, or not ours. Cheap: by key.
 
-        The claim is asked of the database and its clock: ours stands still while the machine sleeps.
+        The claim is asked of the database and its clock: ours stands still while the machine sleeps. Threads that ask
+        at the same time are answered together, so the answer may hold more.
         """
+        return self._changes.ask(lines)
+
+    def _changed(self, lines: Sequence[Decision]) -> dict[Decision, SweepResult]:
         with database.reading(self._engine) as connection:
             tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
             now_ms = database.clock_ms(connection)

@@ -27,6 +27,7 @@ LAYERS = (
         "schema",
         "database",
         "processes",
+        "combining",
         "references",
         "inbox",
         "journal",
