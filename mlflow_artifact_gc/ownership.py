@@ -137,9 +137,12 @@ class Roots:
         proven = occupied or known or self._prove(root, others)
         if not proven:
             return self._unproven(root)
+        written = self._raised(root)
         # Another process may have made the root its own while the listings ran: never put over a marker unread.
-        self._compare(root)
-        self._raise(root)
+        if self._found.get(root) is not None or not marker.create(self._client, root, written):
+            self._compare(root)
+            marker.write(self._client, root, written)
+        self._note(root, written)
         return Standing(proven=True)
 
     def _unproven(self, root: Location) -> Standing:
@@ -174,16 +177,18 @@ class Roots:
             )
         return found
 
-    def _raise(self, root: Location, *, at_least: int = 0) -> None:
+    def _raised(self, root: Location, *, at_least: int = 0) -> marker.Marker:
+        """The root's next marker: its epoch is committed before it is put."""
         with database.writing(self._engine) as connection:
             journal.root_proven(connection, root, database.clock_ms(connection))
             epoch = journal.raise_epoch(connection, root, at_least=at_least)
             fingerprint = database.fingerprint(connection)
-        written = marker.Marker(database_id=self._site.database_id, epoch=epoch, fingerprint=fingerprint)
-        marker.write(self._client, root, written)
+        return marker.Marker(database_id=self._site.database_id, epoch=epoch, fingerprint=fingerprint)
+
+    def _note(self, root: Location, written: marker.Marker) -> None:
         with database.writing(self._engine) as connection:
-            journal.marker_written(connection, root, epoch)
-        self._epochs[root] = epoch
+            journal.marker_written(connection, root, written.epoch)
+        self._epochs[root] = written.epoch
 
     def adopt(self, root: Location) -> int:
         """Take a root over for this database, after it was moved or restored; returns the new epoch.
@@ -194,8 +199,10 @@ class Roots:
         found = marker.read(self._client, root)
         if found is not None and found.database_id != self._site.database_id:
             raise RootRefused(f"{_whose(root, found)}: it cannot be adopted")
-        self._raise(root, at_least=found.epoch if found else 0)
-        return self._epochs[root]
+        written = self._raised(root, at_least=found.epoch if found else 0)
+        marker.write(self._client, root, written)
+        self._note(root, written)
+        return written.epoch
 
     def _prove(self, root: Location, others: Iterable[Location]) -> bool:
         """Whether an object of any row of ours is there: then it is the store that MLflow writes to."""

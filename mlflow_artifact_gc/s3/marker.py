@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 
 from mlflow_artifact_gc.errors import RootRefused
 from mlflow_artifact_gc.s3.errors import S3_ERRORS, Answer, Place, endpoint_name, translate
@@ -21,6 +21,7 @@ MARKER_NAME: Final = "_mlflow-artifact-gc.json"
 _FORMAT: Final = 1
 _LARGEST_BYTES: Final = 65536
 _NOT_FOUND: Final = 404
+_PRECONDITION_FAILED: Final = 412
 _SENTENCE: Final = (
     "This object says which MLflow tracking database mlflow-artifact-gc may sweep this folder for. "
     "Without it, or with another database's, nothing here is deleted. Please leave it in place."
@@ -57,12 +58,51 @@ def read(client: S3Client, root: Location) -> Marker | None:
     return _parse(text, root)
 
 
+def create(client: S3Client, root: Location, marker: Marker) -> bool:
+    """Puts ``marker`` where none is; False where one is by now, also if it is this one.
+
+    S3 decides it, by ``If-None-Match`` (AWS since August 2024, SeaweedFS, Ceph RGW, moto). Where the server or boto3
+    does not know it, the marker is read right before.
+
+    Raises:
+        RootRefused, BucketPaused, Transient: as ``read`` and ``write`` do.
+    """
+    try:
+        client.put_object(
+            Bucket=root.bucket, Key=_key(root), Body=_body(marker), ContentType="application/json", IfNoneMatch="*"
+        )
+    except ParamValidationError:
+        return _create_unconditionally(client, root, marker)
+    except S3_ERRORS as error:
+        answer = Answer.of(error) if isinstance(error, ClientError) else None
+        if answer is not None and answer.status == _PRECONDITION_FAILED:
+            return False
+        if answer is not None and answer.not_implemented:
+            return _create_unconditionally(client, root, marker)
+        raise translate(error, Place(endpoint_name(client), root.bucket, right("PutObject"))) from error
+    return True
+
+
+def _create_unconditionally(client: S3Client, root: Location, marker: Marker) -> bool:
+    if read(client, root) is not None:
+        return False
+    write(client, root, marker)
+    return True
+
+
 def write(client: S3Client, root: Location, marker: Marker) -> None:
     """Puts ``marker`` in the place of what is there.
 
     Raises:
         BucketPaused, Transient: it may or may not have been written; read it.
     """
+    try:
+        client.put_object(Bucket=root.bucket, Key=_key(root), Body=_body(marker), ContentType="application/json")
+    except S3_ERRORS as error:
+        raise translate(error, Place(endpoint_name(client), root.bucket, right("PutObject"))) from error
+
+
+def _body(marker: Marker) -> bytes:
     fields = {
         "about": _SENTENCE,
         "format": _FORMAT,
@@ -70,11 +110,7 @@ def write(client: S3Client, root: Location, marker: Marker) -> None:
         "epoch": marker.epoch,
         "fingerprint": marker.fingerprint,
     }
-    body = (json.dumps(fields, indent=2) + "\n").encode()
-    try:
-        client.put_object(Bucket=root.bucket, Key=_key(root), Body=body, ContentType="application/json")
-    except S3_ERRORS as error:
-        raise translate(error, Place(endpoint_name(client), root.bucket, right("PutObject"))) from error
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def _key(root: Location) -> str:

@@ -10,7 +10,7 @@ import pytest
 from mlflow_artifact_gc.errors import RootRefused
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.s3 import MARKER_NAME, BucketPaused, ListingIncomplete, Marker, Transient, marker
-from tests.integration.s3_servers import NO_ANSWER, Fake, client_at, client_of, error_body, fake_s3
+from tests.integration.s3_servers import NO_ANSWER, Fake, Request, client_at, client_of, error_body, fake_s3
 from tests.servers import make_bucket
 
 if TYPE_CHECKING:
@@ -47,6 +47,44 @@ def test_a_marker_is_read_as_it_was_written(
     fields = json.loads(client.get_object(Bucket=root.bucket, Key=prefix + MARKER_NAME)["Body"].read())
     assert fields["format"] == 1
     assert "mlflow-artifact-gc" in fields["about"]
+
+
+@pytest.mark.parametrize("fixture", ["moto_s3", "seaweed"])
+def test_a_marker_is_made_only_where_none_is(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes second is told so, and what is there stays."""
+    server: S3Server = request.getfixturevalue(fixture)
+    client, root = client_of(server, monkeypatch), Location(make_bucket(server), "mlruns/")
+    theirs = Marker(database_id="d2", epoch=1, fingerprint="postgresql:8")
+
+    assert marker.create(client, root, OURS)
+    assert not marker.create(client, root, theirs)
+    assert not marker.create(client, root, OURS)
+    assert marker.read(client, root) == OURS
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_server_that_knows_no_conditions_is_asked_first(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """It answers 501: then the marker is read, and put without a condition where none is."""
+    sent: list[tuple[str, bool]] = []
+    found = json.dumps({"format": 1, "database_id": "d2", "epoch": 1, "fingerprint": "f"}).encode()
+
+    def answer(request: Request) -> tuple[int, bytes]:
+        conditional = "if-none-match" in {name.lower() for name in request.headers}
+        sent.append((request.method, conditional))
+        if conditional:
+            return 501, error_body("NotImplemented")
+        if request.method == "GET":
+            return (200, found) if there else (404, error_body("NoSuchKey"))
+        return 200, b""
+
+    fake.answer = answer
+    client = client_at(fake.endpoint, monkeypatch)
+    assert marker.create(client, Location("bucket", "mlruns/"), OURS) is not there
+    assert sent == [("PUT", True), ("GET", False), *([] if there else [("PUT", False)])]
 
 
 @pytest.mark.parametrize("fixture", ["moto_s3", "seaweed"])
