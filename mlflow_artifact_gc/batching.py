@@ -75,9 +75,9 @@ class Batch:
         """List every location, and read the markers while the listings are under way. Touches nothing."""
         places = tuple(line.location for line in self.due if line.location)
         room = Room()
-        looks = [
-            self.executor.submit(self.purger.look, task, room) for task in planning.listing_tasks(places, self.dense)
-        ]
+        tasks = planning.listing_tasks(places, self.dense)
+        uploads = self.surveyor.shared_uploads(planning.listed_in_parts(tasks), self.executor)
+        looks = [self.executor.submit(self.purger.look, task, room, uploads) for task in tasks]
         try:
             around = {line.location: self._around(line) for line in self.due if line.location}
             compared = {root: self._compared(root) for root in _by_root(self.due)}

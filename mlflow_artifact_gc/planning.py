@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -236,6 +236,12 @@ def listing_tasks(locations: Sequence[Location], dense: frozenset[Location]) -> 
     for parent, children in by_parent.items():
         tasks += _partition(parent, children)
     return tuple(tasks)
+
+
+def listed_in_parts(tasks: Iterable[ListingTask]) -> frozenset[Location]:
+    """The parents that several of ``tasks`` list parts of."""
+    parts = Counter(task.locations[0].parent(2) for task in tasks if len(task.locations) > 1)
+    return frozenset(parent for parent, count in parts.items() if count > 1)
 
 
 def _alone(location: Location) -> ListingTask:

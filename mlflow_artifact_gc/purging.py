@@ -123,13 +123,13 @@ class Purger:
     references_read_s: float
     """On the monotonic clock."""
 
-    def look(self, task: ListingTask, room: Room) -> Sight:
+    def look(self, task: ListingTask, room: Room, uploads: Callable[..., Iterator[Entry]] = s3.uploads) -> Sight:
         """See what is there; touches nothing, and raises nothing that concerns this listing alone."""
         seen_s = time.monotonic()
         if self.stopped():
             return Sight(task=task, seen_s=seen_s, error=Stopped())
         try:
-            return Sight(task=task, seen_s=seen_s, found=self.surveyor.survey(task, room))
+            return Sight(task=task, seen_s=seen_s, found=self.surveyor.survey(task, room, uploads))
         except (Stopped, StorageError) as error:
             return Sight(task=task, seen_s=seen_s, error=error)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import s3
@@ -24,6 +25,7 @@ _PROBES: Final = 4
 _KEPT_ENTRIES: Final = 200_000
 """Entries that are kept at a time; what is beyond them is listed again, page by page, to be acted on."""
 _BLOCK: Final = 1_000
+_FEW_UPLOADS: Final = 1_000
 _STRANGERS: Final = 5_000
 """Entries of others that a shared listing may meet, beside four times its own, before each location is listed alone."""
 
@@ -81,6 +83,28 @@ class Room:
             return taken
 
 
+class SharedUploads:
+    """The unfinished uploads under some parents: one listing for each, for all the listings of parts of it.
+
+    In the place of ``s3.uploads``. Uploads are few where objects are many; where they are not, each part lists its own.
+    """
+
+    def __init__(self, client: S3Client, parents: Iterable[Location], executor: Executor) -> None:
+        self._found = {parent: executor.submit(_few_uploads, client, parent) for parent in parents}
+
+    def __call__(self, client: S3Client, bucket: str, prefix: str) -> Iterator[Entry]:
+        """As ``s3.uploads``. Raises as it does."""
+        for parent, future in self._found.items():
+            if parent.bucket == bucket and prefix.startswith(parent.prefix) and (few := future.result()) is not None:
+                return (entry for entry in few if entry.key.startswith(prefix))
+        return s3.uploads(client, bucket, prefix)
+
+
+def _few_uploads(client: S3Client, parent: Location) -> list[Entry] | None:
+    found = list(islice(s3.uploads(client, parent.bucket, parent.prefix), _FEW_UPLOADS + 1))
+    return found if len(found) <= _FEW_UPLOADS else None
+
+
 class Stopped(Exception):
     """The caller was asked to stop, or its time is up."""
 
@@ -108,6 +132,10 @@ class Surveyor:
             raise known
         return known
 
+    def shared_uploads(self, parents: Iterable[Location], executor: Executor) -> SharedUploads:
+        """Begin to list the uploads under ``parents``, to be given to ``survey``."""
+        return SharedUploads(self._client, parents, executor)
+
     def pause(self, bucket: str, error: StorageError) -> None:
         """From now on nothing in ``bucket`` is tried any more."""
         with self._lock:
@@ -128,17 +156,20 @@ class Surveyor:
         except StorageError as error:
             return error
 
-    def survey(self, task: ListingTask, room: Room | None) -> Mapping[Location, Found]:
+    def survey(
+        self, task: ListingTask, room: Room | None, uploads: Callable[..., Iterator[Entry]] = s3.uploads
+    ) -> Mapping[Location, Found]:
         """What each location of ``task`` holds: objects, versions, delete markers and unfinished uploads.
 
         Args:
             room: keep the entries, as far as there is room; None: only count.
+            uploads: lists the uploads, in the place of ``s3.uploads``.
 
         Raises:
             Stopped, BucketPaused, Transient, ListingIncomplete: nothing is known of any of its locations.
         """
         never = self.versioning(task.bucket) is Versioning.NEVER
-        listings = (s3.current if never else s3.versions, s3.uploads)
+        listings = (s3.current if never else s3.versions, uploads)
         if len(task.locations) > 1:
             with suppress(_TooManyStrangers):
                 return self._once(task, listings, room)

@@ -306,8 +306,8 @@ def test_an_upload_that_its_client_completed_is_not_called_aborted(
     init(site)
     survey = Surveyor.survey
 
-    def survey_then_complete(self: Surveyor, task: Any, room: Any) -> Any:
-        found = survey(self, task, room)
+    def survey_then_complete(self: Surveyor, task: Any, room: Any, uploads: Any) -> Any:
+        found = survey(self, task, room, uploads)
         parts: Any = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
         site.client.complete_multipart_upload(Bucket=site.bucket, Key=key, UploadId=upload, MultipartUpload=parts)
         return found

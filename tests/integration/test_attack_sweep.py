@@ -165,10 +165,10 @@ def test_a_listing_that_was_stopped_proves_nothing(proxied_site: Site, monkeypat
     before = site.snapshot()
     survey, seen = Surveyor.survey, threading.Event()
 
-    def interrupted(self: Surveyor, task: Any, room: Any) -> Any:
+    def interrupted(self: Surveyor, task: Any, room: Any, uploads: Any) -> Any:
         # One location is seen in full, which would prove the root; then the listing of the other one is broken off.
         if deleted[0] in task.prefix:
-            found = survey(self, task, room)
+            found = survey(self, task, room, uploads)
             seen.set()
             return found
         assert seen.wait(20)

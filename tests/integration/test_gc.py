@@ -478,6 +478,26 @@ def _versioned_backlog(site: Site) -> tuple[str, str]:
     return dead, live
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_uploads_of_many_runs_are_listed_once(site: Site, monkeypatch: pytest.MonkeyPatch, *, many: bool) -> None:
+    """For a whole experiment, unless there are too many: those of deleted runs end, those of live ones stay."""
+    if many:
+        monkeypatch.setattr(surveying, "_FEW_UPLOADS", 1)
+    experiment = site.experiment()
+    runs = [site.run(experiment, n_objects=1) for _ in range(48)]
+    for one in runs[::6]:
+        site.begin_upload(one, site.artifact_uri(one), "unfinished.bin", part=10)
+    for one in runs[:40]:
+        site.delete_run(one)
+    init(site)
+    before = site.snapshot()
+    report = gc(site, "--max-share", "1")
+
+    assert outcomes(report) == dict.fromkeys(runs[:40], "swept")
+    assert report["totals"]["aborted_uploads"] == len(runs[:40:6])
+    assert_bucket_sound(site, report, before)
+
+
 @pytest.mark.parametrize("server", ["seaweed", "moto_s3"])
 def test_versions_markers_and_uploads_go(
     server: str, request: pytest.FixtureRequest, sqlite_uri: str, make_site: MakeSite
