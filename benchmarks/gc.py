@@ -11,6 +11,7 @@ itself can do: DeleteObjects on known keys, 16 requests at a time.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import shutil
@@ -27,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow_artifact_gc
 from benchmarks.delay_proxy import delayed
 from mlflow_artifact_gc.demo.servers import S3Server, seaweedfs
 from tests.servers import make_bucket, s3_client
@@ -202,6 +204,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--delays-ms", type=float, nargs="*", default=[0, 20])
     wanted = parser.parse_args()
+    # As pip does with what it installs, MLflow included; an editable checkout would be compiled at each start.
+    compileall.compile_dir(mlflow_artifact_gc.__path__[0], quiet=1)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         server = stack.enter_context(seaweedfs(folder / "s3"))
