@@ -789,15 +789,18 @@ def _state_after(result: SweepResult) -> State:
 
 def record(connection: Connection, results: Iterable[SweepResult], *, owner: str, now_ms: int) -> None:
     """Write down how each location ended, and give it back. What left the bucket counts even if the claim was lost."""
-    rows = [_recorded(result, owner, now_ms) for result in results if result.decision.location]
+    rows = [_recorded(result, now_ms) for result in results if result.decision.location]
     if not rows:
         return
-    keys = [row["key"] for row in rows]
-    for start in range(0, len(keys), _IN_LIMIT):
-        _lock(connection, intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]))
+    holders = _intent_holders(connection, [row["key"] for row in rows])
     counts = {name: intents.c[name] + sa.bindparam(f"n_{name}") for name in _COUNTS}
     mine = intents.c.location_sha256 == sa.bindparam("key")
-    connection.execute(intents.update().where(mine).values(**counts), rows)
+    ours = [row for row in rows if holders.get(row["key"]) == owner]
+    if len(ours) < len(rows):
+        others = [row for row in rows if holders.get(row["key"]) != owner]
+        connection.execute(intents.update().where(mine).values(**counts), others)
+    if not ours:
+        return
     state: sa.BindParameter[str] = sa.bindparam("new_state", type_=sa.String)
     now: sa.BindParameter[int] = sa.bindparam("now_ms", type_=sa.BigInteger)
     detail: sa.BindParameter[str] = sa.bindparam("new_detail", type_=sa.Text)
@@ -807,8 +810,9 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     lost = sa.and_(restored, intents.c.look_ms.is_(None), intents.c.detail == LOST)
     connection.execute(
         intents.update()
-        .where(mine, intents.c.claimed_by == sa.bindparam("owner"))
+        .where(mine)
         .values(
+            **counts,
             state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,
             detail=sa.case((lost, LOST), else_=detail),
@@ -818,16 +822,27 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
             claimed_by=None,
             claimed_until_ms=None,
         ),
-        rows,
+        ours,
     )
 
 
-def _recorded(result: SweepResult, owner: str, now_ms: int) -> dict[str, Any]:
+def _intent_holders(connection: Connection, keys: Sequence[str]) -> dict[str, str | None]:
+    """Who has the claims on these rows, which are locked from now on."""
+    found: dict[str, str | None] = {}
+    for start in range(0, len(keys), _IN_LIMIT):
+        query = sa.select(intents.c.location_sha256, intents.c.claimed_by).where(
+            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT])
+        )
+        rows = connection.execute(query.order_by(intents.c.id).with_for_update())
+        found.update((row.location_sha256, row.claimed_by) for row in rows)
+    return found
+
+
+def _recorded(result: SweepResult, now_ms: int) -> dict[str, Any]:
     if result.decision.location is None:
         raise AssertionError(result)
     return {
         "key": sha256(result.decision.location),
-        "owner": owner,
         "now_ms": now_ms,
         "new_state": _state_after(result),
         "new_detail": f"{result.outcome}: {result.detail}"[:_DETAIL],
@@ -873,8 +888,8 @@ def summary(connection: Connection, *, examples: int = 20) -> Summary:
 # Plans
 
 
-def plan_started(connection: Connection, plan: Plan, now_ms: int) -> None:
-    """Note that a plan is being carried out. Without an end that is the trace of a crash."""
+def plan_started(connection: Connection, plan: Plan, digest: str, now_ms: int) -> None:
+    """Note that a plan (and its digest) is being carried out. Without an end that is the trace of a crash."""
     connection.execute(
         plans.insert().values(
             id=plan.id,
@@ -883,7 +898,7 @@ def plan_started(connection: Connection, plan: Plan, now_ms: int) -> None:
             actor=actor(),
             action=plan.action,
             cutoff_ms=plan.cutoff_ms,
-            digest=plan.digest,
+            digest=digest,
             limits=json.dumps(asdict(plan.limits)),
             unsafe=json.dumps(list(plan.unsafe)),
             due=len(plan.due),

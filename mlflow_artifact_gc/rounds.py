@@ -23,6 +23,7 @@ from mlflow_artifact_gc.model import (
     Plan,
     Reason,
     SweepResult,
+    Tombstone,
 )
 from mlflow_artifact_gc.policy import Scope, brakes
 from mlflow_artifact_gc.quantities import show_size
@@ -295,11 +296,16 @@ def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> tupl
     Raises:
         DatabaseUnusable, ReferencesIncomplete: nothing can be decided.
     """
-    with session.tracked.reading() as tracking:
-        tombstones = tracking.tombstones(entities)
+    tombstones: list[Tombstone] = []
+    owners: dict[str, str] = {}
+    # In portions: on SQLite a user's commit waits until the reading has ended.
+    for some in _chunks(entities):
+        with session.tracked.reading() as tracking:
+            tombstones += tracking.tombstones(some)
     found = references.read(session.tracked, session.registry)
-    with session.tracked.reading() as tracking:
-        owners = tracking.owners(planning.ids_in_places(tombstones))
+    for ids in _chunks(sorted(planning.ids_in_places(tombstones))):
+        with session.tracked.reading() as tracking:
+            owners |= tracking.owners(ids)
     facts = planning.Facts(
         tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms={}
     )

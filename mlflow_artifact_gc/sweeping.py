@@ -133,8 +133,9 @@ class _Sweep:
         for bucket in {line.location.bucket for line in self._due if line.location}:
             # Asked while the database is busy with the fence; the answer, or the error, is met again there.
             self._executor.submit(self._surveyor.versioning, bucket)
+        digest = self._plan.digest  # Takes a while: not while the database is locked.
         with database.writing(self._engine) as connection:
-            journal.plan_started(connection, self._plan, database.clock_ms(connection))
+            journal.plan_started(connection, self._plan, digest, database.clock_ms(connection))
         error: ArtifactGcError | None = None
         experiments: list[str] = []
         try:

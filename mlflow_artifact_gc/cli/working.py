@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any, Final
 
-from mlflow_artifact_gc import worker
+from mlflow_artifact_gc import processes, worker
 from mlflow_artifact_gc.cli.backlog import exit_code
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import UsageError
@@ -30,6 +30,7 @@ def run(*, embedded: bool, once: bool, **options: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
     settings = Settings.from_env()
+    processes.keep_memory_small()
     if embedded:
         assignment = _from_parent(stop)
         if assignment is None or stop.wait(_DELAY_S):

@@ -363,8 +363,8 @@ def test_what_deletes_nothing_costs_and_notes_nothing(hooked: Hooked) -> None:
 
 
 def test_deleting_an_experiment_of_ten_thousand_runs_adds_one_row(hooked: Hooked) -> None:
-    """And so does restoring it."""
-    experiment, runs = _with_many_runs(hooked, 10_000)
+    """And so does restoring it. On PostgreSQL, where MLflow takes long, only a fifth of them (benchmarks.hook: all)."""
+    experiment, runs = _with_many_runs(hooked, 10_000 if hooked.engine.dialect.name == "sqlite" else 2_000)
     hooked.store.delete_experiment(experiment)
     deleted = hooked.taken()
     hooked.store.restore_experiment(experiment)
