@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mlflow_artifact_gc import database, inbox, journal, notices, policy, rounds
+from mlflow_artifact_gc import agenda, database, inbox, journal, notices, policy, rounds
 from mlflow_artifact_gc.inbox import Event, Note, Subject
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Tombstone
@@ -68,7 +68,7 @@ class Intake:
         if registry_changed:
             with database.writing(self._engine) as connection:
                 now_ms = database.clock_ms(connection)
-                journal.wake_protected(connection, grace_ms=self._grace_ms, now_ms=now_ms)
+                agenda.wake_protected(connection, grace_ms=self._grace_ms, now_ms=now_ms)
         return Taken(expected=tuple(expected), registry_changed=registry_changed)
 
     def scan(self) -> Taken:
@@ -77,8 +77,8 @@ class Intake:
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
             stones = self._session.tracked.on(connection).tombstones()
-            watched = journal.watched(connection)
-            settled = journal.settled(connection)
+            watched = agenda.watched(connection)
+            settled = agenda.settled(connection)
         fresh = [stone for stone in stones if stone.deleted_ms is not None and stone.deleted_ms >= switched_on_ms]
         known = {(entity.kind, entity.id) for entity, dated in watched.items() if dated}
         missing = [
@@ -94,15 +94,15 @@ class Intake:
     def date_anew(self) -> None:
         """The grace period may be another: move what waits, and tell its runs, a portion at a time."""
         with database.reading(self._engine) as connection:
-            last = journal.last_id(connection)
+            last = agenda.last_id(connection)
         for first in range(1, last + 1, _CHUNK):
             with database.writing(self._engine) as connection:
-                journal.regrace(connection, self._grace_ms, (first, first + _CHUNK - 1))
+                agenda.regrace(connection, self._grace_ms, (first, first + _CHUNK - 1))
             self._breathe(last)
         done, after = False, 0
         while not done and not self._stopped():
             with database.writing(self._engine) as connection:
-                some = journal.promised(connection, after_id=after, limit=_CHUNK)
+                some = agenda.promised(connection, after_id=after, limit=_CHUNK)
                 told = {
                     one.entity.id: notices.pending(one.since_ms + self._grace_ms)
                     for _, one in some
@@ -129,7 +129,7 @@ class Intake:
             tracking = self._session.tracked.on(connection)
             named += tracking.following(entity.id for entity in named if entity.kind is EntityKind.RUN)
             stones = [*tracking.tombstones(named), *tracking.tombstones_of(experiments)]
-            watched = journal.watched(connection, experiments) if experiments else {}
+            watched = agenda.watched(connection, experiments) if experiments else {}
         dead = {(stone.entity.kind, stone.entity.id) for stone in stones}
         self._restored([entity for entity in (*named, *watched) if (entity.kind, entity.id) not in dead])
         self._remember(lost, now_ms)
@@ -173,7 +173,7 @@ class Intake:
         taken: list[journal.Expected] = []
         for chunk in _chunks(list(wanted.values())):
             with database.writing(self._engine) as connection:
-                fresh = journal.expect(connection, chunk, grace_ms=self._grace_ms, now_ms=now_ms)
+                fresh = agenda.expect(connection, chunk, grace_ms=self._grace_ms, now_ms=now_ms)
                 told = {
                     one.entity.id: notices.pending(
                         one.since_ms + self._grace_ms, begun_ms=now_ms if one.begun else None
@@ -210,7 +210,7 @@ class Intake:
                 )
         for chunk in _chunks(list(lost.values())):
             with database.writing(self._engine) as connection:
-                journal.remember_lost(connection, chunk, now_ms)
+                agenda.remember_lost(connection, chunk, now_ms)
             self._breathe(len(lost))
 
     @staticmethod

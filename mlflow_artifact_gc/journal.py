@@ -1,4 +1,7 @@
-"""Every statement on our own tables. Nothing else writes them, and no transaction here outlives a few statements."""
+"""Site, roots and plans, and of the intents what a sweep needs: claims and results. The worker's are in ``agenda``.
+
+No transaction here outlives a few statements.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,7 @@ _DETAIL: Final = 1000
 _URI: Final = 2048
 _IN_LIMIT: Final = 500
 _CORES: Final = 100
-KEPT: Final = "kept: "
-"""How the detail of an intent begins that something live protects."""
-HELD: Final = "held back by a brake: "
-"""How the detail of an intent begins that a brake of the worker's holds back."""
 LOST: Final = "its row in MLflow is gone for good"
-_DOUBTFUL: Final = f"{Outcome.RESTORED}: "
-"""How the detail of an intent begins whose sweep found it restored, or deleted again."""
-_TROUBLE: Final = tuple(
-    f"{outcome}: "
-    for outcome in (Outcome.PAUSED, Outcome.FOREIGN, Outcome.POSTPONED, Outcome.FAILED, Outcome.UNKNOWN, Outcome.EMPTY)
-)
-"""How the detail of an intent begins that the worker could not purge at its last try."""
 
 
 class State(StrEnum):
@@ -221,15 +213,15 @@ def claim(
     processes that make the same row at once meet in its unique key (IntegrityError: claim again).
     """
     wanted = {sha256(line.location): line for line in lines if line.location is not None}
-    found = _intent_rows(connection, list(wanted))
+    found = intent_rows(connection, list(wanted))
     fresh = [_new_intent(line, now_ms) for key, line in sorted(wanted.items()) if key not in found]
     if fresh:
         connection.execute(intents.insert(), fresh)
-        found = _intent_rows(connection, list(wanted))
+        found = intent_rows(connection, list(wanted))
     busy = {
         Location(row["bucket"], row["prefix"]): row["claimed_by"]
         for row in found.values()
-        if _is_claimed(row, owner, now_ms)
+        if is_claimed(row, owner, now_ms)
     }
     # Asked of the rows that are locked by now: what the worker writes down later, it writes down as of a claimed one.
     anew = {
@@ -244,7 +236,8 @@ def claim(
     return Claim(mine=located, busy=busy, anew=frozenset(anew))
 
 
-def _is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
+def is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
+    """Whether a process other than ``owner`` has it, and may still live."""
     holder = row["claimed_by"]
     if holder in (None, owner) or (row["claimed_until_ms"] or 0) <= now_ms:
         return False
@@ -277,7 +270,8 @@ def claimed_for_ms(connection: Connection, lines: Sequence[Decision], now_ms: in
     return max(ends)
 
 
-def _intent_rows(connection: Connection, keys: Sequence[str]) -> dict[str, sa.RowMapping]:
+def intent_rows(connection: Connection, keys: Sequence[str]) -> dict[str, sa.RowMapping]:
+    """The rows of some locations, by key, locked from now on."""
     query = sa.select(intents).where(intents.c.location_sha256.in_(keys)).order_by(intents.c.id).with_for_update()
     return {row["location_sha256"]: row for row in connection.execute(query).mappings()}
 
@@ -319,7 +313,7 @@ def _new_intent(line: Decision, now_ms: int) -> dict[str, Any]:
     seen = Expected(
         entity=line.entity, uri=line.uri, location=location, deleted_ms=line.deleted_ms, first_seen_ms=now_ms
     )
-    return _blank(seen, sha256(location), now_ms)
+    return blank(seen, sha256(location), now_ms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -342,88 +336,8 @@ class Expected:
         return max(self.deleted_ms or 0, self.first_seen_ms)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
-    """An intent that the worker has to look at now."""
-
-    id: int
-    entity: Entity
-    location: Location
-    attempts: int
-
-
-def expect(connection: Connection, wanted: Sequence[Expected], *, grace_ms: int, now_ms: int) -> list[Expected]:
-    """Have the worker look at locations when their grace period is over; what it will look at, with its date.
-
-    A date only ever moves to a later one. What is being swept at this moment, or was swept for the same tombstone,
-    stays as it is.
-    """
-    by_key = {sha256(one.location): one for one in wanted}
-    found = _intent_rows(connection, list(by_key))
-    taken: list[Expected] = []
-    fresh: list[dict[str, Any]] = []
-    changed: list[dict[str, Any]] = []
-    for key, one in sorted(by_key.items()):
-        row = found.get(key)
-        if row is None:
-            fresh.append({**_blank(one, key, now_ms), "look_ms": one.since_ms + grace_ms})
-            taken.append(one)
-        elif dates_ms := _dates_while_swept(row, one, grace_ms, now_ms):
-            connection.execute(intents.update().where(intents.c.location_sha256 == key).values(**dates_ms))
-        elif _starts_anew(row, one, now_ms):
-            again = row["state"] not in (State.PENDING, State.SWEEPING)
-            known_ms = 0 if again or row["look_ms"] is None else row["first_seen_ms"]
-            begun = row["state"] == State.SWEEPING
-            later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms), begun=begun)
-            changed.append({"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)})
-            taken.append(later)
-    if fresh:
-        connection.execute(intents.insert(), fresh)
-    if changed:
-        names = [name for name in changed[0] if name != "key"]
-        values: dict[str, Any] = {name.removeprefix("new_"): sa.bindparam(name) for name in names}
-        mine = intents.c.location_sha256 == sa.bindparam("key")
-        connection.execute(
-            intents.update().where(mine).values(claimed_by=None, claimed_until_ms=None, **values), changed
-        )
-    return taken
-
-
-def _dates_while_swept(row: sa.RowMapping, one: Expected, grace_ms: int, now_ms: int) -> dict[str, int]:
-    """New dates of what is being swept, or whose sweep was killed; it stays what it is."""
-    if State(row["state"]) is not State.SWEEPING:
-        return {}
-    if not _is_claimed(row, "", now_ms):
-        # A `gc` was killed in it, and the worker is to finish it.
-        adopts = row["look_ms"] is None and not _deleted_again(row, one)
-        return {"look_ms": one.since_ms + grace_ms} if adopts else {}
-    if not one.noted or one.first_seen_ms <= row["state_ms"]:
-        return {}
-    # The process that is sweeping it sees this before its next batch, and lets go of it.
-    return {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
-
-
-def _deleted_again(row: sa.RowMapping, one: Expected) -> bool:
-    return one.noted and one.first_seen_ms > int(row["first_seen_ms"])
-
-
-def _starts_anew(row: sa.RowMapping, one: Expected, now_ms: int) -> bool:
-    match State(row["state"]):
-        case State.SWEEPING | State.CLAIMED:
-            # Killed: it is finished as what it was, unless it was deleted again since.
-            return not _is_claimed(row, "", now_ms) and _deleted_again(row, one)
-        case State.SWEPT | State.CLOSED | State.WAITING:
-            # Restored and deleted again: only a later date makes it a new tombstone.
-            if one.noted and one.first_seen_ms > int(row["swept_ms"] or 0):
-                return True
-            return one.deleted_ms is not None and one.deleted_ms > int(row["deleted_ms"] or 0)
-        case State.FAILED:
-            return bool(one.deleted_ms != row["deleted_ms"])
-        case State.PENDING | State.CANCELLED:
-            return True
-
-
-def _blank(one: Expected, key: str, now_ms: int) -> dict[str, Any]:
+def blank(one: Expected, key: str, now_ms: int) -> dict[str, Any]:
+    """The values of a new row, which waits and has no date."""
     return {
         "location_sha256": key,
         "bucket": one.location.bucket,
@@ -442,82 +356,8 @@ def _blank(one: Expected, key: str, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _renewed(one: Expected, *, grace_ms: int, now_ms: int) -> dict[str, Any]:
-    return {
-        "new_deleted_ms": one.deleted_ms,
-        "new_first_seen_ms": one.first_seen_ms,
-        "new_look_ms": one.since_ms + grace_ms,
-        "new_state": State.PENDING,
-        "new_state_ms": now_ms,
-        "new_attempts": 0,
-        "new_detail": None,
-    }
-
-
-def cancel(connection: Connection, entities: Iterable[Entity], now_ms: int) -> set[Entity]:
-    """What waits for these entities is off: they are back. What is being swept now is ended by its own sweep.
-
-    Returns those whose sweep had begun, and died: something of them may be gone.
-    """
-    begun: set[Entity] = set()
-    by_kind: dict[EntityKind, list[str]] = {}
-    for entity in entities:
-        by_kind.setdefault(entity.kind, []).append(entity.id)
-    for kind, ids in by_kind.items():
-        for start in range(0, len(ids), _IN_LIMIT):
-            theirs = sa.and_(
-                intents.c.entity_kind == kind,
-                intents.c.entity_id.in_(ids[start : start + _IN_LIMIT]),
-                sa.or_(
-                    intents.c.state.in_((State.PENDING, State.FAILED)),
-                    sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms),
-                ),
-            )
-            _lock(connection, theirs)
-            dead = sa.select(intents).where(theirs, intents.c.state == State.SWEEPING)
-            begun.update(_entity(row) for row in connection.execute(dead).mappings())
-            values = {"state": State.CANCELLED, "state_ms": now_ms, "look_ms": None, "detail": "restored"}
-            connection.execute(intents.update().where(theirs).values(**values, claimed_by=None))
-    return begun
-
-
-def watched(connection: Connection, experiment_ids: Iterable[str] | None = None) -> dict[Entity, bool]:
-    """The entities that the worker waits for, or a sweep has begun with; of some experiments, or all.
-
-    Each with whether the worker has a date for it.
-    """
-    waits = sa.and_(intents.c.state.in_((State.PENDING, State.FAILED)), intents.c.look_ms.is_not(None))
-    query = sa.select(intents).where(sa.or_(waits, intents.c.state == State.SWEEPING))
-    if experiment_ids is not None:
-        query = query.where(intents.c.experiment_id.in_(list(experiment_ids)))
-    return {_entity(row): row["look_ms"] is not None for row in connection.execute(query).mappings()}
-
-
-def settled(connection: Connection) -> dict[tuple[EntityKind, str], int]:
-    """What was swept, or is left to a person, and the date of its tombstone."""
-    states = (State.SWEPT, State.CLOSED, State.FAILED)
-    query = sa.select(intents.c.entity_kind, intents.c.entity_id, intents.c.deleted_ms).where(
-        intents.c.state.in_(states)
-    )
-    return {(EntityKind(kind), id_): deleted_ms or 0 for kind, id_, deleted_ms in connection.execute(query)}
-
-
-_SINCE: Final = sa.case(
-    (intents.c.deleted_ms > intents.c.first_seen_ms, intents.c.deleted_ms), else_=intents.c.first_seen_ms
-)
-"""From when the grace period counts."""
-
-
-def to_look_at(connection: Connection, *, grace_ms: int, now_ms: int) -> list[Waiting]:
-    """What is past its grace period and to be looked at now; also what a process left behind that has died since."""
-    lost = sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms)
-    query = sa.select(intents).where(
-        intents.c.look_ms <= now_ms, _SINCE + grace_ms <= now_ms, sa.or_(intents.c.state == State.PENDING, lost)
-    )
-    return [_waiting(row) for row in connection.execute(query.order_by(intents.c.look_ms, intents.c.id)).mappings()]
-
-
-def _entity(row: sa.RowMapping) -> Entity:
+def entity_of(row: sa.RowMapping) -> Entity:
+    """Whose location it is."""
     return Entity(
         kind=EntityKind(row["entity_kind"]),
         id=row["entity_id"],
@@ -526,222 +366,11 @@ def _entity(row: sa.RowMapping) -> Entity:
     )
 
 
-def look_again(connection: Connection, later: Mapping[Location, tuple[int, str]]) -> None:
-    """Look again at what still waits: for each location when, and why not now."""
-    rows = [
-        {"key": sha256(location), "new_look_ms": at_ms, "new_detail": why[:_DETAIL]}
-        for location, (at_ms, why) in sorted(later.items())
-    ]
-    if rows:
-        waits = sa.and_(
-            intents.c.location_sha256 == sa.bindparam("key"),
-            sa.or_(intents.c.state == State.PENDING, intents.c.state == State.SWEEPING),
-        )
-        values: dict[str, Any] = {"look_ms": sa.bindparam("new_look_ms"), "detail": sa.bindparam("new_detail")}
-        connection.execute(intents.update().where(waits).values(**values), rows)
-
-
-def explain(connection: Connection, why: Mapping[Location, str]) -> None:
-    """Note why something that waits will be kept; its date stays."""
-    rows = [{"key": sha256(location), "new_detail": text[:_DETAIL]} for location, text in sorted(why.items())]
-    if rows:
-        waits = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
-        connection.execute(intents.update().where(waits).values(detail=sa.bindparam("new_detail")), rows)
-
-
-def swept_before(connection: Connection, before_ms: int, *, after_id: int, limit: int) -> list[Waiting]:
-    """Some of what was swept before that moment and was not looked at since, by their ids."""
-    query = sa.select(intents).where(
-        intents.c.state == State.SWEPT, intents.c.swept_ms <= before_ms, intents.c.id > after_id
-    )
-    return [_waiting(row) for row in connection.execute(query.order_by(intents.c.id).limit(limit)).mappings()]
-
-
-def _waiting(row: sa.RowMapping) -> Waiting:
-    location = Location(row["bucket"], row["prefix"])
-    return Waiting(id=row["id"], entity=_entity(row), location=location, attempts=row["attempts"])
-
-
-def close(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:
-    """The second look found nothing."""
-    rows = [{"key": sha256(location)} for location in sorted(locations)]
-    if rows:
-        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.SWEPT)
-        connection.execute(intents.update().where(mine).values(state=State.CLOSED, state_ms=now_ms), rows)
-
-
-def reopen(connection: Connection, locations: Iterable[Location], *, grace_ms: int, now_ms: int) -> None:
-    """The second look found what somebody wrote after the sweep: sweep it again, if it is still deleted."""
-    rows = [{"key": sha256(location)} for location in sorted(locations)]
-    if rows:
-        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.SWEPT)
-        # Whoever wrote into it gets the whole grace period once more.
-        seen = {"first_seen_ms": now_ms, "look_ms": now_ms + grace_ms, "detail": "written after its sweep"}
-        connection.execute(intents.update().where(mine).values(state=State.PENDING, state_ms=now_ms, **seen), rows)
-
-
-def still_waiting(connection: Connection, expected: Sequence[Expected]) -> list[Expected]:
-    """Those that nobody has swept or taken back since."""
-    by_key = {sha256(one.location): one for one in expected}
-    found: list[Expected] = []
-    for start in range(0, len(by_key), _IN_LIMIT):
-        query = sa.select(intents.c.location_sha256).where(
-            intents.c.location_sha256.in_([*by_key][start : start + _IN_LIMIT]), intents.c.state == State.PENDING
-        )
-        found += [by_key[key] for key in connection.scalars(query)]
-    return found
-
-
-def kept(connection: Connection) -> list[Expected]:
-    """What waits and was found to be needed."""
-    query = sa.select(intents).where(intents.c.state == State.PENDING, intents.c.detail.like(f"{KEPT}%"))
-    return [_expected(row) for row in connection.execute(query).mappings()]
-
-
-def promised(connection: Connection, *, after_id: int, limit: int) -> list[tuple[int, Expected]]:
-    """Some of what waits for its date, by their ids; not what is kept."""
-    other = sa.or_(intents.c.detail.is_(None), intents.c.detail.not_like(f"{KEPT}%"))
-    query = sa.select(intents).where(
-        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), other, intents.c.id > after_id
-    )
-    rows = connection.execute(query.order_by(intents.c.id).limit(limit)).mappings()
-    return [(row["id"], _expected(row)) for row in rows]
-
-
-def first_seen(connection: Connection) -> dict[Location, int]:
-    """When the worker first saw the deletions that it waits for."""
-    query = sa.select(intents.c.bucket, intents.c.prefix, intents.c.first_seen_ms).where(
-        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None)
-    )
-    return {Location(bucket, prefix): seen_ms for bucket, prefix, seen_ms in connection.execute(query)}
-
-
-def _expected(row: sa.RowMapping) -> Expected:
-    return Expected(
-        entity=_entity(row),
-        uri=row["uri"],
-        location=Location(row["bucket"], row["prefix"]),
-        deleted_ms=row["deleted_ms"],
-        first_seen_ms=row["first_seen_ms"],
-    )
-
-
-def held_back(connection: Connection) -> int:
-    """How many locations a brake of the worker's holds back."""
-    held = sa.and_(intents.c.state == State.PENDING, intents.c.detail.like(f"{HELD}%"))
-    return int(connection.execute(sa.select(sa.func.count()).select_from(intents).where(held)).scalar_one())
-
-
-def troubled(connection: Connection, *, examples: int = 5) -> list[tuple[str, int]]:
-    """Why the worker could not purge what was due, and of how many locations; the most frequent reasons."""
-    trouble = sa.or_(*(intents.c.detail.like(f"{start}%") for start in _TROUBLE))
-    waits = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), trouble)
-    number = sa.func.count().label("number")
-    query = sa.select(intents.c.detail, number).where(waits).group_by(intents.c.detail)
-    return [(why, count) for why, count in connection.execute(query.order_by(number.desc()).limit(examples))]
-
-
-def lost(connection: Connection) -> int:
-    """How many places are kept whose rows are gone for good."""
-    mine = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_(None), intents.c.detail == LOST)
-    return int(connection.execute(sa.select(sa.func.count()).select_from(intents).where(mine)).scalar_one())
-
-
-def give_up(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:
-    """Tried often enough: from here on it is for a person."""
-    rows = [{"key": sha256(location)} for location in sorted(locations)]
-    if rows:
-        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
-        connection.execute(intents.update().where(mine).values(state=State.FAILED, state_ms=now_ms), rows)
-
-
-def wake_protected(connection: Connection, *, grace_ms: int, now_ms: int) -> None:
-    """Look at once at what was protected: something that needed it may have gone."""
-    kept = sa.and_(intents.c.state == State.PENDING, intents.c.detail.like(f"{KEPT}%"), intents.c.look_ms > now_ms)
-    soon = sa.case((_SINCE + grace_ms > now_ms, _SINCE + grace_ms), else_=now_ms)
-    connection.execute(intents.update().where(kept).values(look_ms=soon))
-
-
-def regrace(connection: Connection, grace_ms: int, ids: tuple[int, int]) -> None:
-    """The site's settings have changed: what waits among these ids gets its date anew."""
-    waits = sa.and_(intents.c.state == State.PENDING, intents.c.look_ms.is_not(None))
-    connection.execute(intents.update().where(waits, intents.c.id.between(*ids)).values(look_ms=_SINCE + grace_ms))
-
-
-def last_id(connection: Connection) -> int:
-    """The highest id of an intent; 0 where there is none."""
-    return int(connection.execute(sa.select(sa.func.max(intents.c.id))).scalar() or 0)
-
-
-def doubtful(connection: Connection) -> list[Expected]:
-    """What the worker waits for, and a sweep found restored or deleted again."""
-    query = sa.select(intents).where(
-        intents.c.state == State.PENDING, intents.c.look_ms.is_not(None), intents.c.detail.like(f"{_DOUBTFUL}%")
-    )
-    return [_expected(row) for row in connection.execute(query).mappings()]
-
-
-def begin_again(connection: Connection, expected: Sequence[Expected], *, grace_ms: int) -> None:
-    """These are deleted, and nobody knows for certain since when: their grace period begins at their first sight."""
-    rows = [
-        {
-            "key": sha256(one.location),
-            "new_deleted_ms": one.deleted_ms,
-            "new_first_seen_ms": one.first_seen_ms,
-            "new_look_ms": one.since_ms + grace_ms,
-        }
-        for one in sorted(expected, key=lambda one: one.location)
-    ]
-    if rows:
-        mine = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.PENDING)
-        names = ("deleted_ms", "first_seen_ms", "look_ms")
-        values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
-        connection.execute(intents.update().where(mine).values(detail=None, **values), rows)
-
-
-def lose(connection: Connection, entities: Iterable[Entity], now_ms: int) -> None:
-    """Their rows are gone for good: what waits for them keeps its place, and the worker does not act on it."""
-    by_kind: dict[EntityKind, list[str]] = {}
-    for entity in entities:
-        by_kind.setdefault(entity.kind, []).append(entity.id)
-    for kind, ids in by_kind.items():
-        for start in range(0, len(ids), _IN_LIMIT):
-            theirs = intents.c.entity_id.in_(ids[start : start + _IN_LIMIT])
-            _lose(connection, sa.and_(intents.c.entity_kind == kind, theirs), now_ms)
-
-
-def _lose(connection: Connection, theirs: sa.ColumnElement[bool], now_ms: int) -> None:
-    _lock(connection, theirs)
-    # What is being swept is ended by its own sweep, which keeps this.
-    sweeping = sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms > now_ms)
-    connection.execute(intents.update().where(theirs, sweeping).values(look_ms=None, detail=LOST))
-    idle = sa.or_(
-        intents.c.state.in_((State.PENDING, State.CANCELLED, State.FAILED)),
-        sa.and_(intents.c.state == State.SWEEPING, intents.c.claimed_until_ms <= now_ms),
-    )
-    values = {"state": State.PENDING, "state_ms": now_ms, "look_ms": None, "detail": LOST, "claimed_by": None}
-    connection.execute(intents.update().where(theirs, idle).values(**values))
-
-
-def remember_lost(connection: Connection, lost: Sequence[Expected], now_ms: int) -> None:
-    """Keep the places of rows that are gone for good; the worker does not act on them."""
-    by_key = {sha256(one.location): one for one in lost}
-    found = _intent_rows(connection, list(by_key))
-    fresh = [
-        {**_blank(one, key, now_ms), "look_ms": None, "detail": LOST}
-        for key, one in sorted(by_key.items())
-        if key not in found
-    ]
-    if fresh:
-        connection.execute(intents.insert(), fresh)
-    if found:
-        _lose(connection, intents.c.location_sha256.in_(sorted(found)), now_ms)
-
-
 _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
 
 
-def _lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
+def lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
+    """Lock some rows before they are changed."""
     # In the order of the ids, as `claim` does: two processes that lock the same rows never wait for each other.
     connection.execute(sa.select(intents.c.id).where(mine).order_by(intents.c.id).with_for_update())
 
@@ -749,7 +378,7 @@ def _lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
 def release(connection: Connection, *, owner: str, now_ms: int) -> None:
     """Give back what ``owner`` has claimed and not ended: pending again."""
     mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
-    _lock(connection, mine)
+    lock(connection, mine)
     values = {"state": State.PENDING, "state_ms": now_ms, "claimed_by": None, "claimed_until_ms": None}
     connection.execute(intents.update().where(mine).values(**values))
 
@@ -773,7 +402,7 @@ def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_m
 def renew(connection: Connection, *, owner: str, until_ms: int) -> int:
     """Put off the end of all claims of ``owner``; how many there are."""
     mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
-    _lock(connection, mine)
+    lock(connection, mine)
     return int(connection.execute(intents.update().where(mine).values(claimed_until_ms=until_ms)).rowcount)
 
 

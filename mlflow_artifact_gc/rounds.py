@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mlflow_artifact_gc import database, journal, lease, notices, planning, references, surveying, sweeping
+from mlflow_artifact_gc import agenda, database, journal, lease, notices, planning, references, surveying, sweeping
+from mlflow_artifact_gc.agenda import Waiting
 from mlflow_artifact_gc.errors import ReferencesIncomplete, StorageError
-from mlflow_artifact_gc.journal import Waiting
 from mlflow_artifact_gc.model import (
     Action,
     Decision,
@@ -82,7 +82,7 @@ class Round:
         self._clear_up()
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
-            waiting = journal.to_look_at(connection, grace_ms=self._terms.grace_ms, now_ms=now_ms)
+            waiting = agenda.to_look_at(connection, grace_ms=self._terms.grace_ms, now_ms=now_ms)
         if not waiting:
             return None
         decisions = decide(self._session, [one.entity for one in waiting], now_ms - self._terms.grace_ms)
@@ -102,7 +102,7 @@ class Round:
     def _clear_up(self) -> None:
         """What a sweep found restored, or deleted again: MLflow's rows say which, and then its grace begins anew."""
         with database.reading(self._engine) as connection:
-            doubtful = journal.doubtful(connection)
+            doubtful = agenda.doubtful(connection)
             stones = self._session.tracked.on(connection).tombstones([one.entity for one in doubtful])
             now_ms = database.clock_ms(connection)
         deleted_ms = {(stone.entity.kind, stone.entity.id): stone.deleted_ms for stone in stones}
@@ -117,7 +117,7 @@ class Round:
                 back_again(self._session, connection, chunk, now_ms)
         for some in _chunks(again):
             with database.writing(self._engine) as connection:
-                journal.begin_again(connection, some, grace_ms=self._terms.grace_ms)
+                agenda.begin_again(connection, some, grace_ms=self._terms.grace_ms)
                 until_ms = {one.entity: one.since_ms + self._terms.grace_ms for one in some}
                 runs = {entity.id: ms for entity, ms in until_ms.items() if entity.kind is EntityKind.RUN}
                 told = {run_id: notices.pending(ms) for run_id, ms in runs.items()}
@@ -133,7 +133,7 @@ class Round:
             if line is None or line.reason is Reason.DUE:
                 continue
             if line.reason in (Reason.PROTECTED, Reason.NESTED):
-                later[one.location] = (now_ms + _PROTECTED_MS, journal.KEPT + line.evidence)
+                later[one.location] = (now_ms + _PROTECTED_MS, agenda.KEPT + line.evidence)
                 if line.entity.kind is EntityKind.RUN:
                     kept[line.entity.id] = line.evidence
             elif line.reason is Reason.GRACE and line.deleted_ms is not None:
@@ -148,7 +148,7 @@ class Round:
     def _look_again(self, later: Mapping[Location, tuple[int, str]], kept: Mapping[str, str]) -> None:
         for places in _chunks(list(later)):
             with database.writing(self._engine) as connection:
-                journal.look_again(connection, {place: later[place] for place in places})
+                agenda.look_again(connection, {place: later[place] for place in places})
         for run_ids in _chunks(list(kept)):
             told = {run_id: notices.kept(kept[run_id]) for run_id in run_ids}
             with database.writing(self._engine) as connection:
@@ -192,10 +192,10 @@ class Round:
         """Whether a brake holds all of it back: a person must say that this is meant."""
         tripped = "; ".join(brakes(plan))
         with database.writing(self._engine) as connection:
-            if tripped or not journal.held_back(connection):
+            if tripped or not agenda.held_back(connection):
                 lease.park(connection, tripped or None)
         if tripped:
-            again = (now_ms + _PARKED_MS, journal.HELD + tripped)
+            again = (now_ms + _PARKED_MS, agenda.HELD + tripped)
             self._look_again({line.location: again for line in plan.due if line.location}, {})
             _logger.warning("Nothing was purged: %s. To go on, run 'mlflow-artifact-gc gc' with the limit", tripped)
         return bool(tripped)
@@ -232,7 +232,7 @@ class Round:
             if result.outcome in (Outcome.FAILED, Outcome.UNKNOWN) and tried >= _ATTEMPTS:
                 given_up.append(location)
             if result.outcome is Outcome.PROTECTED:
-                later[location] = (now_ms + _PROTECTED_MS, journal.KEPT + result.detail)
+                later[location] = (now_ms + _PROTECTED_MS, agenda.KEPT + result.detail)
                 if result.decision.entity.kind is EntityKind.RUN:
                     kept[result.decision.entity.id] = result.detail
             else:
@@ -240,7 +240,7 @@ class Round:
         self._look_again(later, kept)
         if given_up:
             with database.writing(self._engine) as connection:
-                journal.give_up(connection, given_up, now_ms)
+                agenda.give_up(connection, given_up, now_ms)
 
     def _delay_ms(self, result: SweepResult, tried: int) -> int:
         match result.outcome:
@@ -266,7 +266,7 @@ def look_twice(session: Session, terms: Terms, client: S3Client, stop: threading
     while not stop.is_set():
         with database.reading(session.engine) as connection:
             now_ms = database.clock_ms(connection)
-            swept = journal.swept_before(connection, now_ms - after_ms, after_id=last, limit=_SECOND_LOOKS)
+            swept = agenda.swept_before(connection, now_ms - after_ms, after_id=last, limit=_SECOND_LOOKS)
         if not swept:
             return
         last = swept[-1].id
@@ -279,8 +279,8 @@ def look_twice(session: Session, terms: Terms, client: S3Client, stop: threading
                 empty |= {location for location, one in found.items() if one.empty}
                 written |= {location for location, one in found.items() if not one.empty}
         with database.writing(session.engine) as connection:
-            journal.close(connection, empty, now_ms)
-            journal.reopen(connection, written, grace_ms=terms.grace_ms, now_ms=now_ms)
+            agenda.close(connection, empty, now_ms)
+            agenda.reopen(connection, written, grace_ms=terms.grace_ms, now_ms=now_ms)
 
 
 def _remaining(surveyor: surveying.Surveyor, task: planning.ListingTask) -> Mapping[Location, surveying.Found]:
@@ -319,8 +319,8 @@ def explain(session: Session, fresh: Sequence[journal.Expected], terms: Terms, *
         fresh: what has come since the last time.
     """
     with database.reading(session.engine) as connection:
-        before = {one.location: one for one in journal.kept(connection)} if again else {}
-        by_location = before | {one.location: one for one in journal.still_waiting(connection, fresh)}
+        before = {one.location: one for one in agenda.kept(connection)} if again else {}
+        by_location = before | {one.location: one for one in agenda.still_waiting(connection, fresh)}
     told: dict[str, notices.Notice] = {}
     why: dict[Location, str] = {}
     for line in decide(session, [one.entity for one in by_location.values()], cutoff_ms=0):
@@ -329,13 +329,13 @@ def explain(session: Session, fresh: Sequence[journal.Expected], terms: Terms, *
         kept = line.reason in (Reason.PROTECTED, Reason.NESTED)
         if not kept and line.location not in before:
             continue
-        why[line.location] = journal.KEPT + line.evidence if kept else ""
+        why[line.location] = agenda.KEPT + line.evidence if kept else ""
         if line.entity.kind is EntityKind.RUN:
             until_ms = by_location[line.location].since_ms + terms.grace_ms
             told[line.entity.id] = notices.kept(line.evidence) if kept else notices.pending(until_ms)
     for places in _chunks(list(why)):
         with database.writing(session.engine) as connection:
-            journal.explain(connection, {place: why[place] for place in places})
+            agenda.explain(connection, {place: why[place] for place in places})
     for run_ids in _chunks(list(told)):
         with database.writing(session.engine) as connection:
             notices.write(connection, {run_id: told[run_id] for run_id in run_ids}, deleted_only=True)
@@ -347,9 +347,9 @@ def back_again(session: Session, connection: Connection, entities: Sequence[Enti
     Those whose rows are gone for good were not restored: their places are kept.
     """
     there = session.tracked.on(connection).owners(entity.id for entity in entities)
-    journal.lose(connection, [entity for entity in entities if entity.id not in there], now_ms)
+    agenda.lose(connection, [entity for entity in entities if entity.id not in there], now_ms)
     restored = [entity for entity in entities if entity.id in there]
-    begun = {entity.id for entity in journal.cancel(connection, restored, now_ms) if entity.kind is EntityKind.RUN}
+    begun = {entity.id for entity in agenda.cancel(connection, restored, now_ms) if entity.kind is EntityKind.RUN}
     runs = [entity.id for entity in restored if entity.kind is EntityKind.RUN]
     notices.clear(connection, [run_id for run_id in runs if run_id not in begun])
     notices.write(connection, dict.fromkeys(begun, notices.begun(now_ms)))

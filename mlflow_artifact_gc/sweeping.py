@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, notices, processes, references
+from mlflow_artifact_gc import agenda, database, journal, notices, processes, references
 from mlflow_artifact_gc.batching import Batch
 from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
@@ -241,7 +241,7 @@ class _Sweep:
                 with database.writing(self._engine) as connection:
                     now_ms = database.clock_ms(connection)
                     journal.record(connection, finished, owner=self._owner, now_ms=now_ms)
-                    journal.lose(connection, self._vanished(connection, finished), now_ms)
+                    agenda.lose(connection, self._vanished(connection, finished), now_ms)
             except DatabaseUnusable:
                 if not tries_left:
                     raise

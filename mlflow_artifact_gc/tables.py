@@ -1,4 +1,4 @@
-"""Our tables in MLflow's database: declared here, made by ``migrations/``, read and written by ``journal`` alone.
+"""Our tables in MLflow's database: declared here, made by ``migrations/``; each is written by one or two rooms alone.
 
 Their own ``MetaData`` (on MLflow's they would fail its start-up check) and no foreign keys (they break ``mlflow gc``
 and ``mlflow db upgrade``). Portable: strings with CHECK, milliseconds in BigInteger, every constraint named; long

@@ -22,7 +22,7 @@ def watched(site: Site) -> Site:
     return site
 
 
-def worker(site: Site, **environ: str) -> Worker:
+def worker(site: Site, stop: threading.Event | None = None, /, **environ: str) -> Worker:
     """A worker of the site, as a server would start it."""
     assignment = Assignment(
         backend_store_uri=site.uri,
@@ -30,7 +30,7 @@ def worker(site: Site, **environ: str) -> Worker:
         artifacts_destination=site.destination,
     )
     settings = Settings.from_env({**site.s3.environ(), **environ})
-    return Worker(assignment, settings, threading.Event())
+    return Worker(assignment, settings, stop or threading.Event())
 
 
 def turn(site: Site, **environ: str) -> dict[str, str]:

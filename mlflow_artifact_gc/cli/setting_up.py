@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mlflow_artifact_gc import database, inbox, journal, ownership, references, s3, schema
+from mlflow_artifact_gc import agenda, database, inbox, journal, ownership, references, s3, schema
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output
 from mlflow_artifact_gc.config import Settings
@@ -144,7 +144,7 @@ def _tell(
     tracked = references.TrackingDatabase.probe(engine, models_follow_run=follow_run)
     with database.reading(engine) as connection:
         tracking = tracked.on(connection)
-        swept = journal.settled(connection)
+        swept = agenda.settled(connection)
         stones = [stone for stone in tracking.tombstones() if _waits(stone, after, swept)]
         waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in stones)
         proxied = sum(stone.uri.startswith("mlflow-artifacts:") for stone in stones)

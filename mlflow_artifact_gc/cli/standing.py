@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import database, journal, kept, lease
+from mlflow_artifact_gc import agenda, database, journal, kept, lease
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.locations import Location
@@ -26,9 +26,9 @@ def run(*, output: str, **options: Any) -> None:
         now_ms = database.clock_ms(connection)
         summary = journal.summary(connection)
         last = journal.last_plan(connection)
-        held, workers = journal.held_back(connection), lease.standing(connection)
-        seen_ms, troubled = journal.first_seen(connection), journal.troubled(connection)
-        lost = journal.lost(connection)
+        held, workers = agenda.held_back(connection), lease.standing(connection)
+        seen_ms, troubled = agenda.first_seen(connection), agenda.troubled(connection)
+        lost = agenda.lost(connection)
     cutoff_ms = now_ms - session.site.grace_ms
     found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
     found = replace(found, decisions=tuple(_by_the_later_date(line, seen_ms, cutoff_ms) for line in found.decisions))

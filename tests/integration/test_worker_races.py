@@ -15,17 +15,15 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
-from mlflow_artifact_gc import fence, inbox, journal, lease, notices, rounds, sweeping
-from mlflow_artifact_gc.config import Settings
-from mlflow_artifact_gc.hook.recorder import Recorder
+from mlflow_artifact_gc import agenda, fence, inbox, journal, lease, notices, rounds, sweeping
 from mlflow_artifact_gc.intake import Intake
-from mlflow_artifact_gc.worker import Assignment, Worker
+from mlflow_artifact_gc.worker import Worker
 from tests.command import gc, init, outcomes
 from tests.servers import S3Server
 from tests.site import Site
+from tests.working import NOW, shift, tags, turn, watched, worker
 
 MakeSite = Callable[[Site], Site]
-NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 HOUR_MS: Final = 3_600_000
 OBJECTS: Final = 3
 PLAY_S: Final = 5.0
@@ -33,13 +31,6 @@ PLAY_S: Final = 5.0
 
 class Crash(Exception):
     """Not an error that a worker knows: it ends there."""
-
-
-def watched(site: Site) -> Site:
-    """The same site, with the hook in MLflow's stores."""
-    for store in (site.store, site.registry):
-        Recorder().watch(store)
-    return site
 
 
 @pytest.fixture
@@ -54,22 +45,6 @@ def hooked(site: Site) -> Site:
     return watched(site)
 
 
-def worker(site: Site, stop: threading.Event | None = None, **environ: str) -> Worker:
-    """A worker of the site."""
-    assignment = Assignment(backend_store_uri=site.uri, registry_store_uri=site.uri)
-    return Worker(assignment, Settings.from_env({**site.s3.environ(), **environ}), stop or threading.Event())
-
-
-def turn(site: Site) -> dict[str, str]:
-    """One turn of a new worker: how each location ended that it swept."""
-    one = worker(site)
-    try:
-        report = one.turn()
-    finally:
-        one.close()
-    return {result.decision.entity.id: result.outcome.value for result in report.results} if report else {}
-
-
 def left(site: Site) -> dict[str, int]:
     """How many objects of each owner are in the bucket."""
     there = {item.key for item in site.items()}
@@ -79,27 +54,10 @@ def left(site: Site) -> dict[str, int]:
     }
 
 
-def tags(site: Site, run_id: str) -> dict[str, str]:
-    """Our tags on a run."""
-    found = site.store.get_run(run_id).data.tags
-    return {key: value for key, value in found.items() if key.startswith("artifact_gc.")}
-
-
 def select(site: Site, query: str) -> list[Any]:
     """Rows of the database."""
     with site.engine.connect() as connection:
         return [*connection.execute(sa.text(query))]
-
-
-def shift(site: Site, ms: int) -> None:
-    """Lets time pass: our dates and MLflow's move into the past."""
-    for statement in (
-        "UPDATE artifact_gc_inbox SET recorded_ms = recorded_ms - :ms, deleted_ms = deleted_ms - :ms",
-        "UPDATE artifact_gc_intents SET first_seen_ms = first_seen_ms - :ms, look_ms = look_ms - :ms",
-        "UPDATE artifact_gc_intents SET deleted_ms = deleted_ms - :ms",
-        "UPDATE runs SET deleted_time = deleted_time - :ms WHERE deleted_time IS NOT NULL",
-    ):
-        site.execute(statement, ms=ms)
 
 
 # Two workers and a user
@@ -345,9 +303,9 @@ def test_notes_may_come_twice_and_in_any_order(any_site: Site, rng: random.Rando
 
 _POINTS: Final = {
     "intents written, inbox not drained": (inbox, "drained"),
-    "before the intents": (journal, "expect"),
+    "before the intents": (agenda, "expect"),
     "in the middle of their transaction": (notices, "write"),
-    "before the restored are cancelled": (journal, "cancel"),
+    "before the restored are cancelled": (agenda, "cancel"),
     "before the brakes": (lease, "park"),
     "before the first claim": (journal, "claim"),
     "swept, not recorded": (journal, "record"),

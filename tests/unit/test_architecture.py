@@ -31,6 +31,7 @@ LAYERS = (
         "references",
         "inbox",
         "journal",
+        "agenda",
         "lease",
         "notices",
         "metadata",
