@@ -70,8 +70,9 @@ def purged(result: SweepResult, now_ms: int) -> Notice | None:
     if not objects:
         return CLEARED if result.outcome is Outcome.RESTORED else None
     part = "" if result.verified else " in part"
-    said = f"{_PURGED}{part} {_utc(now_ms)}: {gone}"
-    return ((STATUS, said), (PURGED, said))
+    # Short, because MLflow's page cuts a long tag, and its key first.
+    said = f"{_PURGED}{part} {_utc(now_ms)}"
+    return ((STATUS, said), (PURGED, f"{said}: {gone}"))
 
 
 def _utc(instant_ms: int) -> str:

@@ -50,7 +50,7 @@ def test_what_is_deleted_goes_by_itself(any_site: Site) -> None:
     assert left(site, dead) == []
     assert len(left(site, live)) == 3
     assert tags(site, dead)["artifact_gc.status"].startswith("purged ")
-    assert "3 objects, 30 B" in tags(site, dead)["artifact_gc.status"]
+    assert "3 objects, 30 B" in tags(site, dead)["artifact_gc.purged"]
     assert tags(site, live) == {}
 
 
