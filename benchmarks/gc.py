@@ -1,6 +1,6 @@
 """The same backlog through stock ``mlflow gc`` and through ours: whole processes, wall clock and CPU.
 
-    python -m benchmarks.gc [--runs 200] [--objects 20] [--repeats 3] [--delays-ms 0 20]
+    python -m benchmarks.gc [--runs 200] [--objects 20] [--repeats 5] [--delays-ms 0 20]
 
 Both tools get the same rows and the same objects, one after the other, alternating; both delete the rows too. Stock
 gets a database without our tables, so that our hook in its store stays away from it. Each time the bucket is listed
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--objects", type=int, default=20)
     parser.add_argument("--live", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--delays-ms", type=float, nargs="*", default=[0, 20])
     wanted = parser.parse_args()
     # As pip does with what it installs, MLflow included; an editable checkout would be compiled at each start.
