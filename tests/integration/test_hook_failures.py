@@ -470,7 +470,8 @@ def test_sessions_leave_nothing_behind(on_sqlite: Hooked) -> None:
 
     assert keys_later - keys < 20
     assert collections_later - collections < 20
-    assert held_later - held < 250_000
+    # A listener that stays behind takes some kilobytes a session; what else the process does takes one megabyte or so.
+    assert held_later - held < 3_000_000
 
 
 # What cannot be imported
