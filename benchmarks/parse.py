@@ -82,7 +82,7 @@ def main() -> None:
     pages = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     os.environ.update(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1")  # noqa: S106
     theirs = boto3.client("s3", endpoint_url="http://127.0.0.1:9", config=Config(signature_version="s3v4"))
-    ours = connect({"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, connections=1)
+    ours = connect({"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, threads=1)
     answers: dict[str, bytes] = {}
     answer_with(theirs, answers)
     answer_with(ours, answers)

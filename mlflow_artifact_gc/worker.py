@@ -229,7 +229,7 @@ class Worker:
     def _connected(self) -> S3Client:
         if self._client is None:
             concurrency = self._settings.concurrency or _CONCURRENCY
-            self._client = s3.connect(self._settings.environ, connections=concurrency)
+            self._client = s3.connect(self._settings.environ, threads=concurrency)
         return self._client
 
     @contextmanager

@@ -190,7 +190,7 @@ class _Backlog:
 
     def _connected(self) -> s3.S3Client:
         if self._client is None:
-            self._client = s3.connect(self._settings.environ, connections=self._wishes.concurrency)
+            self._client = s3.connect(self._settings.environ, threads=self._wishes.concurrency)
         return self._client
 
     # Showing and asking

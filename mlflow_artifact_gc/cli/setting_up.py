@@ -118,7 +118,7 @@ def _adopt(engine: Engine, site: journal.Site) -> list[tuple[str, int]]:
     """Take over every root that was swept under; each gets an epoch above any other's."""
     with database.reading(engine) as connection:
         known = [Location.parse(uri, Destination()) for uri, _ in journal.known_roots(connection)]
-    client = s3.connect(Settings.from_env().environ, connections=1)
+    client = s3.connect(Settings.from_env().environ, threads=1)
     with database.writing(engine) as connection:
         journal.move_roots(connection, s3.endpoint_name(client))
     with ThreadPoolExecutor(1) as executor:

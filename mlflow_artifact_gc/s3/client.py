@@ -20,10 +20,12 @@ __all__ = ["connect", "endpoint_name"]
 _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
 _ATTEMPTS: Final = 5
+_AT_ONCE: Final = 4
+"""Requests that one thread may have under way, when it has a bucket's rights tried or looks for what is left."""
 
 
-def connect(environ: Mapping[str, str], *, connections: int) -> S3Client:
-    """A client for up to ``connections`` requests at a time, safe to share between threads.
+def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
+    """A client to be shared by ``threads`` threads.
 
     Endpoint, TLS, addressing style, signature version and bucket owner are MLflow's own variables, read as
     ``mlflow.store.artifact.s3_artifact_repo`` reads them; ``environ`` supplies nothing else. Credentials, region and
@@ -41,7 +43,7 @@ def connect(environ: Mapping[str, str], *, connections: int) -> S3Client:
             "s3",
             endpoint_url=environ.get("MLFLOW_S3_ENDPOINT_URL") or None,
             verify=False if _ignores_tls(environ) else None,
-            config=_config(environ, connections),
+            config=_config(environ, threads),
         )
     except (BotoCoreError, ValueError) as error:
         # The text of these exceptions can hold the endpoint's URL, and that a password.
@@ -56,7 +58,7 @@ def connect(environ: Mapping[str, str], *, connections: int) -> S3Client:
     return client
 
 
-def _config(environ: Mapping[str, str], connections: int) -> Config:
+def _config(environ: Mapping[str, str], threads: int) -> Config:
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -69,7 +71,7 @@ def _config(environ: Mapping[str, str], connections: int) -> Config:
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=connections,
+        max_pool_connections=_AT_ONCE * threads,
     )
 
 

@@ -87,12 +87,12 @@ def fake_s3() -> Iterator[Fake]:
         server.server_close()
 
 
-def client_of(server: S3Server, monkeypatch: pytest.MonkeyPatch, *, connections: int = 16) -> S3Client:
+def client_of(server: S3Server, monkeypatch: pytest.MonkeyPatch, *, threads: int = 16) -> S3Client:
     """Our client for a server, with that user's keys, made as the program makes it."""
     environ = server.environ()
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    return connect(environ, connections=connections)
+    return connect(environ, threads=threads)
 
 
 def client_at(endpoint: str, monkeypatch: pytest.MonkeyPatch, **environ: str) -> S3Client:
@@ -101,7 +101,7 @@ def client_at(endpoint: str, monkeypatch: pytest.MonkeyPatch, **environ: str) ->
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     wait_for_nothing(monkeypatch)
-    return connect({"MLFLOW_S3_ENDPOINT_URL": endpoint, **environ}, connections=4)
+    return connect({"MLFLOW_S3_ENDPOINT_URL": endpoint, **environ}, threads=4)
 
 
 def wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

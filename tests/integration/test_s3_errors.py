@@ -126,7 +126,7 @@ def test_no_credentials_pause(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    client = connect({"MLFLOW_S3_ENDPOINT_URL": seaweed.endpoint}, connections=1)
+    client = connect({"MLFLOW_S3_ENDPOINT_URL": seaweed.endpoint}, threads=1)
 
     assert_all_pause(client, "bucket", "no usable credentials", "NoCredentialsError")
 
@@ -219,7 +219,7 @@ def test_an_endpoint_has_one_name(endpoint: str | None, name: str, monkeypatch: 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     environ = {} if endpoint is None else {"MLFLOW_S3_ENDPOINT_URL": endpoint}
 
-    assert name == endpoint_name(connect(environ, connections=1))
+    assert name == endpoint_name(connect(environ, threads=1))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_settings_that_make_no_client_are_told(environ: dict[str, str], monkeypa
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     wait_for_nothing(monkeypatch)
     with pytest.raises(StorageError) as raised:
-        connect(environ, connections=1)
+        connect(environ, threads=1)
 
     assert SECRET not in str(raised.value)
     assert "MLFLOW_" in str(raised.value)
