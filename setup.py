@@ -71,6 +71,10 @@ setup(
         # Under MLflow's own names: they take the place of its builders, and the user keeps the URIs that he has.
         "mlflow.tracking_store": [f"{scheme} = {PACKAGE}.hook:tracking_store" for scheme in SCHEMES],
         "mlflow.model_registry_store": [f"{scheme} = {PACKAGE}.hook:model_registry_store" for scheme in SCHEMES],
+        "mlflow.artifact_repository": [
+            f"s3 = {PACKAGE}.hook:s3_artifacts",
+            f"mlflow-artifacts = {PACKAGE}.hook:proxied_artifacts",
+        ],
         "mlflow.workspace_provider": [f"{scheme} = {PACKAGE}.hook:workspace_store" for scheme in SCHEMES],
     },
     install_requires=[

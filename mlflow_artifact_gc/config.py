@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mlflow_artifact_gc.errors import UsageError
@@ -47,6 +47,36 @@ class Settings:
             poll_ms=_read(found, "POLL", _poll),
             worker=_read(found, "WORKER", _worker),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """What ``mlflow server`` tells its own processes (mlflow/server/constants.py); the URIs hold passwords.
+
+    A registry that was named by MLflow's own ``MLFLOW_REGISTRY_URI`` counts in every process.
+    """
+
+    backend_store_uri: str | None = field(repr=False)
+    registry_store_uri: str | None = field(repr=False)
+    artifacts_destination: str | None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Server:
+        """None for what is not set, or is no database."""
+        found = os.environ if environ is None else environ
+        destination = found.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION")
+        return cls(
+            backend_store_uri=_of_database(found.get("_MLFLOW_SERVER_FILE_STORE")),
+            registry_store_uri=_of_database(
+                found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI")
+            ),
+            artifacts_destination=destination if found.get("_MLFLOW_SERVER_SERVE_ARTIFACTS") == "true" else None,
+        )
+
+
+def _of_database(uri: str | None) -> str | None:
+    scheme = (uri or "").partition(":")[0].partition("+")[0]
+    return uri if scheme in ("sqlite", "postgresql", "mysql", "mssql") else None
 
 
 def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str], _N]:

@@ -34,6 +34,10 @@ class Refused(ArtifactGcError):
     exit_code = 4
 
 
+class ArtifactsKept(Refused):
+    """These artifacts are kept: something needs them, or they could not be deleted."""
+
+
 class TablesNotReady(ArtifactGcError):
     """The tables of mlflow-artifact-gc are absent, older or newer than this version: run 'mlflow-artifact-gc init'."""
 

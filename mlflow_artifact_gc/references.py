@@ -351,6 +351,34 @@ class Tracking:
                 found.update({row[0]: f"{kind.value.replace('_', ' ')} {row[0]}" for row in rows})
         return found
 
+    def of_deleted_experiments(self, kind: EntityKind) -> set[str]:
+        """The ids of a kind's rows in soft-deleted experiments."""
+        name, column = next((name, column) for one, name, column in _ID_COLUMNS if one is kind)
+        if not self._columns.has(name):
+            return set()
+        table, experiments = self._columns.table(name), self._experiments
+        joined = table.join(experiments, table.c.experiment_id == experiments.c.experiment_id)
+        query = sa.select(table.c[column]).select_from(joined).where(self._experiment_deleted)
+        return set(self._connection.execute(query).scalars())
+
+    def left_of(self, experiment_id: str) -> list[Entity]:
+        """Whose rows, live or deleted, an experiment still has; of traces those that have artifacts."""
+        found: list[Entity] = []
+        for kind, name, column in _ID_COLUMNS:
+            if not self._columns.has(name):
+                continue
+            table = self._columns.table(name)
+            query = sa.select(table.c[column]).where(table.c.experiment_id == int(experiment_id))
+            if kind is EntityKind.TRACE:
+                tags = self._columns.table("trace_tags")
+                placed = tags.c.key.in_(_TRACE_TAGS)
+                query = query.where(sa.exists().where(tags.c.request_id == table.c[column], placed))
+            found += [
+                Entity(kind=kind, id=id_, experiment_id=experiment_id)
+                for id_ in self._connection.execute(query.order_by(table.c[column])).scalars()
+            ]
+        return found
+
     def known(self, scope: Scope) -> list[str]:
         """What the ids of ``scope`` lack: a sentence for each that is unknown or live, none if all are tombstones."""
         problems: list[str] = []

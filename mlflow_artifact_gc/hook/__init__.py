@@ -38,6 +38,29 @@ def workspace_store(workspace_uri: str | None = None) -> Any:
     return _attended(registry._get_sqlalchemy_workspace_store(workspace_uri))
 
 
+def s3_artifacts(artifact_uri: str, **stores: Any) -> Any:
+    """MLflow's S3 artifact repository, with deletions that are ours (group ``mlflow.artifact_repository``)."""
+    return _repository("S3Repository", "s3_artifact_repo", "S3ArtifactRepository", artifact_uri, stores)
+
+
+def proxied_artifacts(artifact_uri: str, **stores: Any) -> Any:
+    """MLflow's repository of proxied artifacts; inside ``mlflow gc`` one that deletes as we do (the same group)."""
+    return _repository("proxied", "mlflow_artifacts_repo", "MlflowArtifactsRepository", artifact_uri, stores)
+
+
+def _repository(ours: str, module: str, theirs: str, artifact_uri: str, stores: dict[str, Any]) -> Any:
+    try:
+        from mlflow_artifact_gc.hook import artifacts
+    except Exception as error:
+        import importlib
+
+        _cannot_be_loaded("deletes as MLflow does", error)
+        build = getattr(importlib.import_module(f"mlflow.store.artifact.{module}"), theirs)
+    else:
+        build = getattr(artifacts, ours)
+    return build(artifact_uri, **stores)
+
+
 def _server_builder(name: str) -> Any:
     """The builder of the server's own registry, if that one asks: it knows of a read replica, the client's does not.
 
@@ -61,11 +84,14 @@ def _attended(store: Any, *, hosts: bool = False, quiet: bool = False) -> Any:
 
         stores.attend(store, hosts=hosts, quiet=quiet)
     except Exception as error:
-        import logging
-
-        # Of the error its kind alone: its text may hold a URI.
-        logging.getLogger("mlflow_artifact_gc").error(  # noqa: TRY400
-            "mlflow-artifact-gc cannot be loaded and records nothing; MLflow works as without it: %s",
-            type(error).__name__,
-        )
+        _cannot_be_loaded("records nothing", error)
     return store
+
+
+def _cannot_be_loaded(and_so: str, error: Exception) -> None:
+    import logging
+
+    # Of the error its kind alone: its text may hold a URI.
+    logging.getLogger("mlflow_artifact_gc").error(
+        "mlflow-artifact-gc cannot be loaded and %s; MLflow works as without it: %s", and_so, type(error).__name__
+    )

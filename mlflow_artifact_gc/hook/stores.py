@@ -27,6 +27,12 @@ def attend(store: Any, *, hosts: bool = False, quiet: bool = False) -> None:
     if not hosts:
         return
     try:
+        from mlflow_artifact_gc.hook import stock_gc
+
+        stock_gc.attach(store)
+    except Exception as error:
+        _tell("mlflow-artifact-gc does not look after 'mlflow gc'; MLflow works as without it", error)
+    try:
         from mlflow_artifact_gc.hook import host
 
         host.start_beside_server(store)

@@ -302,3 +302,97 @@ def test_a_deleted_experiment_goes_as_a_whole(place: Place, experiment: str, out
         place.client.get_experiment(gone)
     assert place.client.get_experiment(beside).lifecycle_stage == "active"
     assert _downloaded(f"models:/{live_ids[1]}", tmp_path / "model") == _FILES
+
+
+# MLflow's own ways to delete artifacts
+
+
+def _delete(place: Place, path: str) -> tuple[int, str]:
+    """``DELETE`` on the artifact proxy, as MLflow's clients send it; the status and what the server says."""
+    import requests
+
+    headers = {"X-MLFLOW-WORKSPACE": place.workspace} if place.workspace else {}
+    began_s = time.monotonic()
+    answer = requests.delete(f"{place.uri}/api/2.0/mlflow-artifacts/artifacts/{path}", headers=headers, timeout=60)
+    assert time.monotonic() - began_s < 20
+    return answer.status_code, answer.text
+
+
+def _backdated(place: Place, *runs: str) -> None:
+    """Deletes runs as if that had been eight days ago: past the site's grace, and not the worker's business yet."""
+    for run in runs:
+        place.client.delete_run(run)
+        place.site.execute(
+            "UPDATE runs SET deleted_time = deleted_time - 8 * 86400000 WHERE run_uuid = :id",
+            id=run,
+        )
+
+
+def _take_young_objects(place: Place) -> None:
+    place.command("init", "--min-object-age", "0s", "--registry-store-uri", place.site.uri)
+
+
+def test_the_artifact_route_deletes_what_is_deleted_and_refuses_the_rest(
+    proxied: Place, monkeypatch: pytest.MonkeyPatch, outputs: Path
+) -> None:
+    """Over HTTP: a deleted run's artifacts go; of live, needed and restorable ones nothing does, and it is said why."""
+    place = proxied
+    _point_to(place, monkeypatch)
+    _take_young_objects(place)
+    with place.entered():
+        experiment = _experiment(place)
+        live, champion, fresh, gone = (_logged_run(place, experiment, outputs) for _ in range(4))
+        _registered(place, champion)
+        _backdated(place, champion, gone)
+        place.client.delete_run(fresh)
+        before = place.site.snapshot()
+        root = f"workspaces/{_WORKSPACE}/{experiment}"
+        answers = {run: _delete(place, f"{root}/{run}/artifacts") for run in (live, champion, fresh, gone)}
+        whole = _delete(place, root)
+        part = _delete(place, f"{root}/{live}/artifacts/model/weights.bin")
+        needed_part = _delete(place, f"{root}/{champion}/artifacts/model/weights.bin")
+        after = place.site.snapshot()
+
+    assert {run: status for run, (status, _) in answers.items()} == {live: 409, champion: 409, fresh: 409, gone: 200}
+    assert "is live: delete it in MLflow first" in answers[live][1]
+    assert "registered model churn-" in answers[champion][1]
+    assert "still in its grace period until" in answers[fresh][1]
+    assert place.keys_of(after, gone) == set()
+    for run in (champion, fresh):
+        assert place.keys_of(after, run) == place.keys_of(before, run) != set()
+    assert (whole[0], part[0], needed_part[0]) == (409, 200, 409)
+    assert [key.rpartition("/")[2] for key in place.keys_of(after, live)] == ["MLmodel"]
+
+
+def test_mlflow_gc_goes_through_the_proxy_where_s3_is_out_of_reach(
+    proxied: Place, monkeypatch: pytest.MonkeyPatch, outputs: Path
+) -> None:
+    """The command has no keys for S3: the server deletes for it, and keeps for it what is needed; rows follow."""
+    place = proxied
+    _point_to(place, monkeypatch)
+    _take_young_objects(place)
+    with place.entered():
+        experiment = _experiment(place)
+        live, champion, gone = (_logged_run(place, experiment, outputs) for _ in range(3))
+        _registered(place, champion)
+        _backdated(place, champion, gone)
+    before = place.site.snapshot()
+    named = ["--workspace", _WORKSPACE, "--run-ids", f"{champion},{gone}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", place.site.uri, *named],
+        env={**os.environ, "MLFLOW_TRACKING_URI": place.uri, "MLFLOW_S3_ENDPOINT_URL": place.site.s3.endpoint},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    after = place.site.snapshot()
+
+    assert done.returncode == 0, done.stderr
+    assert "registered model churn-" in done.stderr
+    assert place.keys_of(after, gone) == set()
+    rows = {row.id for row in after.rows}
+    assert gone not in rows
+    assert {live, champion} <= rows
+    for run in (live, champion):
+        assert place.keys_of(after, run) == place.keys_of(before, run) != set()

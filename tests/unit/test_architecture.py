@@ -38,7 +38,7 @@ LAYERS = (
         "s3",
     },
     {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
-    {"hook", "intake", "rounds", "worker"},
+    {"hook", "intake", "rounds", "worker", "collecting"},
     {"cli", "demo", "__main__"},
 )
 """From the core outwards; a module imports its own layer and those before it. A new module gets its place here."""
@@ -218,12 +218,18 @@ def test_nothing_imports_mlflow() -> None:
 
 
 def test_not_even_the_demo_imports_mlflow_early() -> None:
-    """Where MLflow is imported, it is when it is needed."""
+    """Where MLflow is imported, it is when it is needed: by one module that has classes of MLflow's to extend."""
     early = [
         f"{module.at(found.line)} imports {found.name}"
         for module in MODULES
         for found in module.imports
-        if found.library == "mlflow" and found.at_module_level
+        if found.library == "mlflow" and found.at_module_level and module.path.name != "artifacts.py"
+    ]
+    early += [
+        f"{module.at(found.line)} imports it"
+        for module in MODULES
+        for found in module.imports
+        if found.name.startswith("mlflow_artifact_gc.hook.artifacts") and found.at_module_level
     ]
 
     assert early == []
