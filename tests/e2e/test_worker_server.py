@@ -37,6 +37,14 @@ PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
 FAR_S: Final = 0.02
+JOB: Final = "test_delete_run"
+JOBS: Final = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true",
+    "_MLFLOW_SUPPORTED_JOB_FUNCTION_LIST": "tests.jobs.delete_run",
+    "_MLFLOW_ALLOWED_JOB_NAME_LIST": JOB,
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
+"""Job execution, with a job of the tests' own."""
 SOON_S: Final = 5.0
 PATIENCE_S: Final = 30.0
 """For what takes a second on a machine that has nothing else to do."""
@@ -208,7 +216,7 @@ def direct(
     site = Site.direct(uri, seaweed, servers.make_bucket(seaweed, "direct"))
     init(site, *NOW)
     folder = tmp_path_factory.mktemp("direct")
-    with replica(site, far, folder, workers="2", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true") as server:
+    with replica(site, far, folder, workers="2", **JOBS) as server:
         yield Place(site=site, server=server).ready()
     site.close()
     pg.drop_database(name)
@@ -347,8 +355,32 @@ def test_one_worker_per_server_and_only_its_parent_starts_it(direct: Place, prox
     assert sum("spawn_main" in line for line in started) >= 2, "uvicorn has workers of its own"
 
 
+def test_a_job_of_mlflow_s_deletes_and_starts_nothing(direct: Place) -> None:
+    """Its process has the hook, as it opens MLflow's store: the run goes, and the one worker stays the only one."""
+    import requests
+
+    place, site = direct, direct.site
+    run_id = site.run(site.experiment(), n_objects=2)
+    worker = place.worker
+    url = f"{place.server.uri}/ajax-api/3.0/jobs/"
+    job = requests.post(url, json={"job_name": JOB, "params": {"run_id": run_id}}, timeout=30).json()
+    seen: set[tuple[int, ...]] = set()
+
+    def ended() -> Any:
+        seen.add(tuple(workers(place.server.pid)))
+        told = requests.get(f"{url}{job['job_id']}", timeout=30).json()
+        return told if told["status"] not in ("PENDING", "RUNNING") else None
+
+    told = eventually(ended, "the job has ended", 60)
+    assert told["status"] == "SUCCEEDED", told
+    assert told["result"] == {"store": "SqlAlchemyStore", "children": [], "threads": []}
+    assert seen == {(worker,)}
+    eventually(gone(site, run_id), "the run is gone")
+    assert states(site)[run_id] == "swept"
+
+
 _NOT_A_SERVER: Final = '''
-import json, os, sys, threading
+import glob, json, os, sys, threading
 import mlflow
 from mlflow import MlflowClient
 from mlflow.cli import cli
@@ -390,7 +422,7 @@ elif how == "notebook":
 else:
     os.environ["MLFLOW_TRACKING_URI"] = database
     command(*json.loads(how))
-children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+children = [one for path in glob.glob("/proc/self/task/*/children") for one in open(path).read().split()]
 ours = [one.name for one in threading.enumerate() if "gc" in one.name]
 print("found", len(children), ours, flush=True)
 '''
