@@ -37,6 +37,7 @@ PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
 FAR_S: Final = 0.02
+SOME: Final = 3
 JOB: Final = "test_delete_run"
 JOBS: Final = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true",
@@ -267,6 +268,29 @@ def start(site: Site, s3: S3Server, log: Path, *arguments: str, **environ: str) 
         return subprocess.Popen(command, env=settings, stdout=out, stderr=out, text=True)
 
 
+@contextmanager
+def half_way(site: Site, far: S3Server, client: Any) -> Iterator[tuple[list[str], Snapshot]]:
+    """93 runs are deleted over REST and a part of them is gone; from then on S3 does not answer until the end of this.
+
+    Another run is live. In experiments that are too small for one listing for all. Yields what is deleted, and what
+    was there before.
+    """
+    (proxy,) = (one for one in tree(os.getpid()) if f"--listen={far.endpoint.partition('//')[2]}" in argv(one))
+    experiments = [site.experiment() for _ in range(3)]
+    dead = [site.run(one, n_objects=SOME) for one in experiments for _ in range(31)]
+    site.run(site.experiment(), n_objects=SOME)
+    before = site.snapshot()
+    for one in experiments:
+        client.delete_experiment(one)
+    eventually(lambda: any(not count(site, one) for one in dead[::10]), "a part is gone")
+    os.kill(proxy, signal.SIGSTOP)
+    try:
+        assert any(count(site, one) for one in dead), "it has swept everything already"
+        yield dead, before
+    finally:
+        os.kill(proxy, signal.SIGCONT)
+
+
 # Deleting over REST
 
 
@@ -479,7 +503,8 @@ def test_a_killed_worker_is_replaced(proxied: Place) -> None:
 def test_another_server_takes_over(direct: Place, far: S3Server, tmp_path: Path) -> None:
     """Two servers on one database have a worker each, and one works; when its server is killed, the other does.
 
-    The worker of a server that was killed sees that its parent is gone.
+    The worker of a server that was killed sees that its parent is gone, also in mid-sweep: it ends after what is under
+    way, and the other does the rest.
     """
     site, first = direct.site, direct.worker
     with replica(site, far, tmp_path) as server:
@@ -497,13 +522,14 @@ def test_another_server_takes_over(direct: Place, far: S3Server, tmp_path: Path)
         assert holder(site) == second
         assert runs(first)
 
-        site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms + 3600000")
-        os.kill(server.pid, signal.SIGKILL)
-        eventually(lambda: not runs(second), "the worker of the killed server has ended", 10)
+        with half_way(site, far, direct.client) as (dead, before):
+            site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms + 3600000")
+            os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: not runs(second), "the worker of the killed server has ended")
         eventually(lambda: holder(site) == first, "the first has the lease again", 10)
-    run_id = site.run(site.experiment(), n_objects=2)
-    direct.client.delete_run(run_id)
-    eventually(gone(site, run_id), "the first works")
+    eventually(lambda: {states(site)[one] for one in dead} == {"swept"}, "the first has done the rest")
+    assert not any(count(site, one) for one in dead)
+    assert_sound(site, before)
 
 
 def _released(site: Site, pid: int) -> bool:
@@ -648,3 +674,25 @@ def test_a_server_that_is_stopped_takes_its_worker_along(proxied: Place) -> None
     log = proxied.server.log.read_text()
     assert log.rstrip().endswith("mlflow-artifact-gc: worker ended")
     assert "Traceback" not in log
+
+
+def test_a_server_that_is_stopped_in_mid_sweep(direct: Place, far: S3Server, tmp_path: Path) -> None:
+    """SIGTERM to the parent alone: the journal tells exactly what is gone, and the next worker does the rest."""
+    site, worker = direct.site, direct.worker
+    with half_way(site, far, direct.client) as (dead, before):
+        os.kill(direct.server.pid, signal.SIGTERM)
+        eventually(lambda: not runs(direct.server.pid), "the parent has ended")
+        assert runs(worker), "its requests are under way"
+    eventually(lambda: not runs(worker), "the worker has ended")
+    assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
+    assert select(site, "SELECT count(*) FROM artifact_gc_intents WHERE claimed_by IS NOT NULL") == [(0,)]
+    assert select(site, "SELECT count(*) FROM artifact_gc_plans WHERE finished_ms IS NULL") == [(0,)]
+    swept = {row.entity_id: row for row in _counted(site) if row.entity_id in set(dead)}
+    assert {row.state for row in swept.values()} == {"swept", "pending"}
+    assert [SOME - row.deleted_objects for row in swept.values()] == [count(site, one) for one in swept]
+    assert "Traceback" not in direct.server.log.read_text()
+
+    with foreground(site, far, tmp_path / "worker.log", "--once") as process:
+        assert process.wait(PATIENCE_S) == 0
+    assert {states(site)[one] for one in dead} == {"swept"}
+    assert_sound(site, before)
