@@ -650,6 +650,71 @@ def test_once_is_for_cron(site: Site, seaweed: S3Server, tmp_path: Path) -> None
     assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
 
 
+def test_a_database_that_goes_away_and_comes_back(
+    pg: PostgresServer, pg_uri: str, far: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """In mid-sweep, every connection is ended and no new one let in: the worker lives on, and does the rest after."""
+    name = sa.make_url(pg_uri).database
+    site = Site.direct(with_password(pg_uri), far, bucket)
+    init(site, *NOW)
+    experiment, log = site.experiment(), tmp_path / "worker.log"
+    dead = [site.run(experiment, n_objects=SOME) for _ in range(25)]
+    live = site.run(site.experiment(), n_objects=SOME)
+    all_gone = [gone(site, one) for one in dead]
+    before = site.snapshot()
+    site.delete_experiment(experiment)
+    try:
+        with foreground(site, far, log, MLFLOW_ARTIFACT_GC_CONCURRENCY="1") as process:
+            eventually(gone(site, dead[0]), "the sweep has begun", 60)
+            pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS false')
+            pg.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            assert not all(one() for one in all_gone), "it has swept everything already"
+            eventually(lambda: "ERROR" in log.read_text(), "the worker has noticed")
+            time.sleep(1)
+            assert process.poll() is None
+            pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+            site.engine.dispose()
+            # Nobody could give back what was being swept: until then that would be waited for.
+            site.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE claimed_until_ms IS NOT NULL")
+            eventually(lambda: {states(site)[one] for one in dead} == {"swept"}, "it has done the rest", 60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        assert (sum(count(site, one) for one in dead), count(site, live)) == (0, SOME)
+        assert_sound(site, before)
+        said = log.read_text()
+        assert said.count("not currently accepting connections") == 1, said
+        assert PASSWORD not in said
+        assert "Traceback" not in said
+    finally:
+        pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+        site.close()
+
+
+def test_a_file_that_goes_away_and_another_comes(site: Site, seaweed: S3Server, tmp_path: Path) -> None:
+    """A backup is put where SQLite's file was: the worker goes by the new one, and never by the one that is gone."""
+    init(site, *NOW)
+    log, file, away = tmp_path / "worker.log", Path(sa.make_url(site.uri).database or ""), tmp_path / "away.db"
+    first, back, dead = (site.run(site.experiment(), n_objects=SOME) for _ in range(3))
+    with foreground(site, seaweed, log) as process:
+        site.delete_run(first)
+        eventually(gone(site, first), "the worker works")
+        eventually(lambda: states(site) == {first: "swept"}, "and has said so")
+        site.close()
+        file.rename(away)
+        shutil.copyfile(away, tmp_path / "backup.db")
+        old = dataclasses.replace(site, uri=f"sqlite:///{away}")
+        old.delete_run(back)
+        old.close()
+        eventually(lambda: "There is no database at" in log.read_text(), "the worker has noticed")
+        assert not file.exists(), "nobody made an empty one"
+        (tmp_path / "backup.db").rename(file)
+        site.delete_run(dead)
+        eventually(gone(site, dead), "the worker works again")
+        assert process.poll() is None
+    assert count(site, back) == SOME
+    assert "Traceback" not in log.read_text()
+
+
 # Last: these end what the others use.
 
 
