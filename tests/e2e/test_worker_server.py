@@ -111,7 +111,7 @@ def select(site: Site, query: str) -> list[Any]:
 def holder(site: Site) -> int | None:
     """The process that has the lease; None where it is free."""
     ((owner, until_ms),) = select(site, "SELECT owner, until_ms FROM artifact_gc_lease")
-    return int(owner.split("/")[-3]) if owner and until_ms > time.time() * 1000 else None
+    return _pid(owner) if owner and until_ms > time.time() * 1000 else None
 
 
 def states(site: Site) -> dict[str, str]:
@@ -537,6 +537,53 @@ def _released(site: Site, pid: int) -> bool:
     if holder(site) == pid:
         site.execute("UPDATE artifact_gc_lease SET until_ms = 1")
     return holder(site) not in (None, pid)
+
+
+def test_of_two_that_start_together_one_works(db_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
+    """At no moment two have claims, each location is purged once; when the one ends, the other goes on at once."""
+    site = Site.direct(db_uri, far, bucket)
+    init(site, *NOW)
+    dead_experiment, experiment = site.experiment(), site.experiment()
+    dead = [site.run(dead_experiment, n_objects=SOME) for _ in range(60)]
+    last, live = site.run(experiment, n_objects=SOME), site.run(experiment, n_objects=SOME)
+    before = site.snapshot()
+    site.delete_experiment(dead_experiment)
+    environ = {"MLFLOW_ARTIFACT_GC_MAX_SHARE": "1", "MLFLOW_ARTIFACT_GC_CONCURRENCY": "2"}
+    claims = "SELECT DISTINCT claimed_by FROM artifact_gc_intents WHERE claimed_by IS NOT NULL"
+    seen: list[tuple[int | None, set[int]]] = []
+
+    def done() -> bool:
+        seen.append((holder(site), {_pid(owner) for (owner,) in select(site, claims)}))
+        return list(states(site).values()).count("swept") == len(dead)
+
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    try:
+        with foreground(site, far, logs[0], **environ) as first, foreground(site, far, logs[1], **environ) as second:
+            pair = {first.pid: first, second.pid: second}
+            eventually(done, "everything is swept", 60)
+            assert seen[-1][0] in pair
+            works = pair.pop(seen[-1][0] or 0)
+            assert {who for who, _ in seen} <= {None, works.pid}
+            assert [owners for _, owners in seen if owners - {works.pid}] == []
+            assert any(owners for _, owners in seen), "it was looked at in mid-sweep"
+            assert {one.poll() for one in (first, second)} == {None}
+            site.delete_run(last)
+            works.send_signal(signal.SIGTERM)
+            eventually(lambda: holder(site) in pair, "the other has the lease", 10)
+            eventually(lambda: states(site).get(last) == "swept", "and works")
+            assert works.wait(PATIENCE_S) == 0
+        assert {row.deleted_objects for row in _counted(site)} == {SOME}
+        plans = select(site, "SELECT finished_ms, due FROM artifact_gc_plans")
+        assert sum(plan.due for plan in plans if plan.finished_ms) == len(dead) + 1
+        assert count(site, live) == SOME
+        assert_sound(site, before)
+        assert not any("Traceback" in log.read_text() for log in logs)
+    finally:
+        site.close()
+
+
+def _pid(owner: str) -> int:
+    return int(owner.split("/")[-3])
 
 
 def test_a_starved_worker_does_no_harm(pg_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
