@@ -37,6 +37,7 @@ PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
 FAR_S: Final = 0.02
+IDLE_MB: Final = 80
 SOME: Final = 3
 JOB: Final = "test_delete_run"
 JOBS: Final = {
@@ -73,6 +74,12 @@ def argv(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     except OSError:
         return []
+
+
+def resident_mb(pid: int) -> float:
+    """What a process holds in memory now."""
+    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
 
 
 def tree(pid: int) -> list[int]:
@@ -540,7 +547,10 @@ def _released(site: Site, pid: int) -> bool:
 
 
 def test_of_two_that_start_together_one_works(db_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
-    """At no moment two have claims, each location is purged once; when the one ends, the other goes on at once."""
+    """At no moment two have claims, each location is purged once; when the one ends, the other goes on at once.
+
+    Neither takes more than 80 MB when it has nothing to do.
+    """
     site = Site.direct(db_uri, far, bucket)
     init(site, *NOW)
     dead_experiment, experiment = site.experiment(), site.experiment()
@@ -567,6 +577,8 @@ def test_of_two_that_start_together_one_works(db_uri: str, far: S3Server, bucket
             assert [owners for _, owners in seen if owners - {works.pid}] == []
             assert any(owners for _, owners in seen), "it was looked at in mid-sweep"
             assert {one.poll() for one in (first, second)} == {None}
+            eventually(lambda: resident_mb(works.pid) < IDLE_MB, "what it worked with is let go", 10)
+            assert resident_mb(*pair) < IDLE_MB
             site.delete_run(last)
             works.send_signal(signal.SIGTERM)
             eventually(lambda: holder(site) in pair, "the other has the lease", 10)
