@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any, Final, TypeVar
 import pytest
 import sqlalchemy as sa
 
+from mlflow_artifact_gc import journal
 from tests import servers
 from tests.command import init, run
 from tests.oracle import assert_bucket_sound
@@ -36,6 +38,8 @@ _T = TypeVar("_T")
 PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
+LOST: Final = ("pending", None, journal.LOST)
+"""State, date and word of an intent whose row in MLflow is gone."""
 FAR_S: Final = 0.02
 IDLE_MB: Final = 80
 SOME: Final = 3
@@ -370,6 +374,53 @@ def test_a_restore_while_it_is_swept_stops_the_sweep(direct: Place) -> None:
     eventually(gone(site, other), "the worker goes on")
     assert count(site, run_id) == left
     assert place.client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_mlflow_gc_takes_what_waits(place: Place) -> None:
+    """Without a choice of ids: it removes what it does without us, and what waited for the worker is remembered."""
+    site, client = place.site, place.client
+    experiment, other = site.experiment(), site.experiment()
+    live, dead, below = (
+        site.run(experiment, n_objects=2),
+        site.run(experiment, n_objects=2),
+        site.run(other, n_objects=2),
+    )
+    model = site.logged_model(other, below, n_objects=2)
+    uris = {one: site.artifact_uri(one) for one in (dead, below, model)}
+    all_gone = [gone(site, one) for one in uris]
+    init(site, "--grace", "7d")
+    try:
+        client.delete_run(dead)
+        client.delete_experiment(other)
+        eventually(lambda: states(site).keys() >= uris.keys(), "they wait")
+        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", site.uri]
+        done = subprocess.run(
+            command, env={**os.environ, **site.s3.environ()}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        told = re.findall(r"ID (\S+) has been permanently deleted", done.stdout)
+        assert {dead, below, other} <= set(told), done.stdout
+        assert live not in told
+        # The model's row goes with its experiment, and its objects stay: MLflow looks at models that are deleted alone.
+        assert [one() for one in all_gone] == [True, True, False]
+        assert (count(site, live), client.get_run(live).info.lifecycle_stage) == (2, "active")
+        assert not {row.id for row in site.rows()} & {other, *uris}
+        assert "artifact_gc" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+        def kept() -> bool:
+            query = "SELECT entity_id, state, uri, look_ms, detail FROM artifact_gc_intents"
+            found = [row for row in select(site, query) if row.entity_id in uris]
+            lost = {row.entity_id: row.uri for row in found if (row.state, row.look_ms, row.detail) == LOST}
+            return lost == uris
+
+        eventually(kept, "the worker knows that their rows are gone, and acts on none of it")
+        eventually(lambda: select(site, "SELECT count(*) FROM artifact_gc_inbox") == [(0,)], "every note is worked off")
+    finally:
+        init(site, "--grace", "0s")
+    again = site.run(experiment, n_objects=1)
+    client.delete_run(again)
+    eventually(gone(site, again), "the worker goes on")
 
 
 # Where a worker is, and where none is
