@@ -38,6 +38,7 @@ _T = TypeVar("_T")
 PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
+SHORT_WAITS: Final = {"sqlite": "PRAGMA busy_timeout = 200", "postgresql": "SET LOCAL lock_timeout = '200ms'"}
 LOST: Final = ("pending", None, journal.LOST)
 """State, date and word of an intent whose row in MLflow is gone."""
 FAR_S: Final = 0.02
@@ -649,12 +650,12 @@ def _pid(owner: str) -> int:
     return int(owner.split("/")[-3])
 
 
-def test_a_starved_worker_does_no_harm(pg_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_a_starved_worker_does_no_harm(db_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
     """Stopped in mid-sweep until lease and claims have run out and another has done the work: awake, it gives way."""
-    site = Site.direct(pg_uri, far, bucket)
+    site = Site.direct(db_uri, far, bucket)
     init(site, *NOW)
     experiment = site.experiment()
-    dead = [site.run(experiment, n_objects=4) for _ in range(60)]
+    dead = [site.run(experiment, n_objects=4) for _ in range(40)]
     live = [site.run(experiment, n_objects=4) for _ in range(5)]
     back = dead[-1]
     for run_id in dead:
@@ -697,7 +698,7 @@ def _starve(site: Site, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         try:
             with site.engine.begin() as connection:
-                connection.execute(sa.text("SET LOCAL lock_timeout = '200ms'"))
+                connection.execute(sa.text(SHORT_WAITS[connection.dialect.name]))
                 connection.execute(sa.text("UPDATE artifact_gc_lease SET until_ms = 1"))
                 claims = "UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE state = 'sweeping'"
                 assert connection.execute(sa.text(claims)).rowcount, "it has swept everything already"
@@ -758,6 +759,27 @@ def test_once_is_for_cron(site: Site, seaweed: S3Server, tmp_path: Path) -> None
         assert process.wait(PATIENCE_S) == 0
     assert [count(site, one) for one in (run_id, live)] == [0, 2]
     assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
+
+
+def test_one_that_sees_another_s3_is_turned_away(site: Site, seaweed: S3Server, far: S3Server, tmp_path: Path) -> None:
+    """Exit 1, ``status`` says why, nothing is touched; and the site's own worker goes on."""
+    init(site, *NOW)
+    first, second = (site.run(site.experiment(), n_objects=2) for _ in range(2))
+    for run_id, s3, code, left in ((first, seaweed, 0, 0), (second, far, 1, 2), (second, seaweed, 0, 0)):
+        log = tmp_path / f"{code}.log"
+        if run_id not in states(site):
+            site.delete_run(run_id)
+        with foreground(site, s3, log, "--once") as process:
+            assert process.wait(PATIENCE_S) == code
+        assert count(site, run_id) == left
+        assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
+        if code:
+            told = run("status", "--backend-store-uri", site.uri, "--registry-store-uri", site.uri).out
+            assert "A worker was turned away at 20" in told
+            for said in (log.read_text(), " ".join(told.split())):
+                assert f"reaches S3 at {far.endpoint}" in said, said
+                assert "Set MLFLOW_S3_ENDPOINT_URL as the site has it" in said, said
+                assert far.secret_key not in said
 
 
 def test_a_database_that_goes_away_and_comes_back(
