@@ -16,7 +16,15 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from mlflow_artifact_gc.errors import DatabaseUnusable
 
@@ -24,6 +32,7 @@ _T = TypeVar("_T")
 
 SUPPORTED: Final = ("sqlite", "postgresql")
 _WRITE: Final = "artifact_gc_write"
+_FILE: Final = "artifact_gc_file"
 _TRIES: Final = 3
 _REQUIRED: Final = {
     "experiments": {"experiment_id", "artifact_location", "lifecycle_stage", "last_update_time"},
@@ -90,10 +99,13 @@ def _checked_url(uri: str) -> URL:
     return url
 
 
+def _sqlite_file(url: URL) -> Path:
+    return Path((url.database or ":memory:").removeprefix("file:").partition("?")[0])
+
+
 def _check_sqlite_file(url: URL) -> None:
     # Connecting would create the file, and an empty database looks like one without anything to protect.
-    database = url.database or ":memory:"
-    if database == ":memory:" or not Path(database.removeprefix("file:").partition("?")[0]).is_file():
+    if not _sqlite_file(url).is_file():
         raise DatabaseUnusable(
             f"There is no database at {display(url)}: expected the file that MLflow's server uses; correct the URI "
             "(an absolute path takes four slashes: sqlite:////var/lib/mlflow.db)"
@@ -120,6 +132,18 @@ _turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 
 def _prepare_sqlite(engine: Engine) -> None:
     _turns[engine] = threading.Lock()
+    file = _sqlite_file(engine.url)
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _opened(_dialect: object, record: ConnectionPoolEntry, *_how: object) -> None:
+        _check_sqlite_file(engine.url)
+        record.info[_FILE] = _identity(file)
+
+    @sa.event.listens_for(engine, "checkout")
+    def _used_again(_dbapi: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        # Put back from a backup, say: a connection that is open goes on reading the file that was there before.
+        if record.info[_FILE] != _identity(file):
+            raise DisconnectionError
 
     @sa.event.listens_for(engine, "connect")
     def _connect(dbapi: Any, _record: object) -> None:
@@ -133,6 +157,14 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A write transaction that begins by reading can fail at once when another process writes.
         writes = connection.get_execution_options().get(_WRITE)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

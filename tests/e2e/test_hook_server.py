@@ -62,7 +62,6 @@ def _serving(
     folder: Path,
     uri: str,
     *,
-    workers: int = 2,
     workspaces: bool = False,
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
@@ -77,7 +76,7 @@ def _serving(
         s3=_NO_S3,
         default_artifact_root=hooked.root,
         workspaces=workspaces,
-        workers=workers,
+        workers=2,
         extra_args=args,
         extra_env={**_OFF, **(env or {})},
     ) as server:
@@ -427,21 +426,25 @@ def database(sqlite_template: Path, tmp_path: Path) -> str:
 
 def test_workspaces(database: str, tmp_path: Path) -> None:
     """A workspace that is deleted over REST takes all it holds with it."""
+    with _serving(tmp_path, database, workspaces=True) as place:
+        _delete_a_workspace(place)
+
+
+def _delete_a_workspace(place: Place) -> None:
     from mlflow.utils.workspace_context import WorkspaceContext
 
-    with _serving(tmp_path, database, workers=1, workspaces=True) as place:
-        place.client.create_workspace("team-a")
-        with WorkspaceContext("team-a"):
-            experiment = place.experiment()
-            run, deleted = place.run(experiment), place.run(experiment)
-            place.client.delete_run(deleted)
-            model = place.client.create_logged_model(experiment).model_id
-        with WorkspaceContext("default"):
-            other = place.run(place.experiment())
-            place.client.delete_run(other)
-        uris = {one: place.hooked.uri_of(one) for one in (run, deleted)} | {model: place.hooked.model_uri(model)}
-        place.client.delete_workspace("team-a", mode="CASCADE")
-        noted = place.hooked.noted()
+    place.client.create_workspace("team-a")
+    with WorkspaceContext("team-a"):
+        experiment = place.experiment()
+        run, deleted = place.run(experiment), place.run(experiment)
+        place.client.delete_run(deleted)
+        model = place.client.create_logged_model(experiment).model_id
+    with WorkspaceContext("default"):
+        other = place.run(place.experiment())
+        place.client.delete_run(other)
+    uris = {one: place.hooked.uri_of(one) for one in (run, deleted)} | {model: place.hooked.model_uri(model)}
+    place.client.delete_workspace("team-a", mode="CASCADE")
+    noted = place.hooked.noted()
 
     assert [note[:3] for note in noted[:2]] == [("deleted", "run", deleted), ("deleted", "run", other)]
     assert {note.id: note.uri for note in noted[2:]} == uris
@@ -449,43 +452,71 @@ def test_workspaces(database: str, tmp_path: Path) -> None:
     assert {note.workspace for note in noted[2:]} == {"team-a"}
 
 
-def test_basic_auth(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own tables lie in the same database; who may not delete may still not."""
-    pytest.importorskip("flask_wtf", reason="MLflow's basic-auth app needs Flask-WTF")
-    from mlflow.exceptions import MlflowException
+_ADMIN = ("admin", "password1234567")
+_USER = ("user", "password7654321")
 
-    config = tmp_path / "auth.ini"
+
+@pytest.fixture
+def become(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None]:
+    """From now on MLflow's client is this user."""
+
+    def log_in(who: tuple[str, str]) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", who[0])
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", who[1])
+
+    return log_in
+
+
+@contextmanager
+def _guarded(folder: Path, uri: str, *, workspaces: bool = False) -> Iterator[Place]:
+    """Behind basic-auth, whose own tables lie in the same database; there is an administrator and a user."""
+    pytest.importorskip("flask_wtf", reason="MLflow's basic-auth app needs Flask-WTF")
+    config = folder / "auth.ini"
     config.write_text(
         "[mlflow]\ndefault_permission = READ\n"
-        f"database_uri = {database}\nadmin_username = admin\nadmin_password = password1234567\n"
+        f"database_uri = {uri}\nadmin_username = {_ADMIN[0]}\nadmin_password = {_ADMIN[1]}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     env = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret"}
-
-    def become(user: str, password: str) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-
-    with _serving(tmp_path, database, args=["--app-name", "basic-auth"], env=env) as place:
-        become("admin", "password1234567")
-        _answer_as_admin(place, {"username": "user", "password": "password7654321"})
-        experiment = place.experiment()
-        first, second = place.run(experiment), place.run(experiment)
-        place.client.delete_run(first)
-        become("user", "password7654321")
-        with pytest.raises(MlflowException, match=r"403|Permission denied"):
-            place.client.delete_run(second)
-        noted = place.noted(first, second)
-
-    assert noted == [("deleted", "run", first)]
+    with _serving(folder, uri, workspaces=workspaces, args=["--app-name", "basic-auth"], env=env) as place:
+        _answer_as_admin(place, {"username": _USER[0], "password": _USER[1]})
+        yield place
 
 
 def _answer_as_admin(place: Place, body: Mapping[str, str]) -> None:
     import requests
 
     url = f"{place.server.uri}/api/2.0/mlflow/users/create"
-    done = requests.post(url, json=body, auth=("admin", "password1234567"), timeout=30)
+    done = requests.post(url, json=body, auth=_ADMIN, timeout=30)
     assert done.status_code == 200, done.text
+
+
+def _delete_as_both(place: Place, become: Callable[[tuple[str, str]], None]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    become(_ADMIN)
+    experiment = place.experiment()
+    first, second = place.run(experiment), place.run(experiment)
+    place.client.delete_run(first)
+    become(_USER)
+    with pytest.raises(MlflowException, match=r"403|Permission denied"):
+        place.client.delete_run(second)
+
+    assert place.noted(first, second) == [("deleted", "run", first)]
+
+
+def test_basic_auth(database: str, tmp_path: Path, become: Callable[[tuple[str, str]], None]) -> None:
+    """Who may not delete may still not."""
+    with _guarded(tmp_path, database) as place:
+        _delete_as_both(place, become)
+
+
+def test_workspaces_behind_basic_auth(pg_uri: str, tmp_path: Path, become: Callable[[tuple[str, str]], None]) -> None:
+    """Both of it at once, on PostgreSQL."""
+    with _guarded(tmp_path, pg_uri, workspaces=True) as place:
+        become(_ADMIN)
+        _delete_a_workspace(place)
+        _delete_as_both(place, become)
 
 
 def test_a_read_replica(database: str, tmp_path: Path) -> None:
@@ -497,7 +528,7 @@ def test_a_read_replica(database: str, tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "mlflow.db", copy)
     replica = Hooked(uri=f"sqlite:///{copy}")
     args = ["--read-replica-backend-store-uri", replica.uri]
-    with _serving(tmp_path, database, workers=1, args=args, switched_on=False) as place:
+    with _serving(tmp_path, database, args=args, switched_on=False) as place:
         place.client.delete_run(run)
         read = place.client.get_run(run).info.lifecycle_stage
         noted, noted_there = place.noted(run), replica.noted()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from sqlalchemy import (
 from mlflow_artifact_gc import database, schema, tables
 from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
 from mlflow_artifact_gc.schema import SchemaState
+from tests.hooked import INBOX, Hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +164,13 @@ def describe(connection: Connection) -> dict[str, Any]:
             "foreign keys": inspector.get_foreign_keys(name),
         }
         for name in sorted(tables.metadata.tables)
+    }
+
+
+def our_rows(connection: Connection) -> dict[str, list[Any]]:
+    """Everything that our tables hold."""
+    return {
+        name: [tuple(row) for row in connection.execute(select(one))] for name, one in tables.metadata.tables.items()
     }
 
 
@@ -402,19 +412,27 @@ def test_mlflow_goes_on_beside_our_tables(mlflow_engine: Engine, tmp_path: Path)
         assert schema.state(connection) is SchemaState.CURRENT
 
 
-def test_mlflow_upgrades_over_our_tables(engine: Engine, tmp_path: Path) -> None:
-    """Ours are made beside an older MLflow's; its upgrade to the newest passes and leaves ours as they are."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
+def test_mlflow_upgrades_over_our_tables(engine: Engine) -> None:
+    """Opted in beside an older MLflow's: its command leaves ours alone, and the hook goes on."""
     mlflow_initialize_at(engine, OLDER_MLFLOW)
-    with engine.begin() as connection:
-        schema.upgrade(connection)
-        before = describe(connection)
+    hooked = Hooked(uri=url_of(engine)).init()
+    hooked.intent("run", "waits", "pending", None)
+    hooked.execute(
+        f"INSERT INTO {INBOX} (event, entity_kind, entity_id, recorded_ms) VALUES ('deleted', 'run', 'a', 1)"
+    )
+    with engine.connect() as connection:
+        before, rows = describe(connection), our_rows(connection)
 
-    mlflow_db_upgrade(engine)
-    SqlAlchemyStore(url_of(engine), str(tmp_path))._dispose_engine()
-
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", url_of(engine)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "artifact_gc" not in done.stderr
     assert mlflow_revision(engine) == mlflow_head()
     with engine.connect() as connection:
-        assert describe(connection) == before
+        assert (describe(connection), our_rows(connection)) == (before, rows)
         assert schema.state(connection) is SchemaState.CURRENT
+
+    run = hooked.run(hooked.experiment())
+    hooked.store.delete_run(run)
+    assert [note[:3] for note in hooked.taken()] == [("deleted", "run", "a"), ("deleted", "run", run)]
+    hooked.close()

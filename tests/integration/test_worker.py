@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -628,3 +629,51 @@ def test_how_much_is_kept_is_measured_without_a_worker_too(site: Site) -> None:
         told = gc(site)["kept_models_of_deleted_runs"]
         assert (told["models"], told["objects"], told["bytes"]) == (1, 3, 3000)
     assert "1 logged model of deleted runs (3 objects, 3.00 kB)" in run("status", *stores).out
+
+
+class _Waits(threading.Event):
+    """How long the worker would have waited, each time; ``then`` is what happens meanwhile."""
+
+    def __init__(self, *then: Callable[[], object]) -> None:
+        super().__init__()
+        self.waited_s: list[float] = []
+        self._then = then
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Not at all."""
+        self.waited_s.append(timeout or 0.0)
+        if len(self.waited_s) > len(self._then):
+            self.set()
+        else:
+            self._then[len(self.waited_s) - 1]()
+        return self.is_set()
+
+
+def test_a_worker_without_its_database_asks_later_and_later(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Up to five minutes, and says it once; when the database is back, it goes on as ever. No file is made instead."""
+    init(site, *NOW)
+    run_id = site.run(site.experiment(), n_objects=1)
+    site.close()
+    file = Path(sa.make_url(site.uri).database or "")
+    away = file.rename(file.with_suffix(".away"))
+
+    def comes_back() -> None:
+        assert not file.exists()
+        away.rename(file)
+        watched(site).delete_run(run_id)
+
+    def goes_away() -> None:
+        assert left(site, run_id) == []
+        site.close()
+        file.rename(away)
+
+    def nothing() -> None:
+        assert not file.exists()
+
+    waits = _Waits(*[nothing] * 6, comes_back, goes_away, nothing, lambda: away.rename(file))
+    worker(site, waits, MLFLOW_ARTIFACT_GC_POLL="7s").run()
+
+    assert waits.waited_s == [14, 28, 56, 112, 224, 300, 300, 7, 14, 28, 7]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2
+    assert all("There is no database at" in one for one in said)
