@@ -70,9 +70,8 @@ def purged(result: SweepResult, now_ms: int) -> Notice | None:
     if not objects:
         return CLEARED if result.outcome is Outcome.RESTORED else None
     part = "" if result.verified else " in part"
-    # Short, because MLflow's page cuts a long tag, and its key first.
-    said = f"{_PURGED}{part} {_utc(now_ms)}"
-    return ((STATUS, said), (PURGED, f"{said}: {gone}"))
+    # Short, and what the other one does not say comes first: MLflow's page cuts a long tag.
+    return ((STATUS, f"{_PURGED}{part} {_utc(now_ms)}"), (PURGED, f"{gone}{part}, {_utc(now_ms)}"))
 
 
 def _utc(instant_ms: int) -> str:
