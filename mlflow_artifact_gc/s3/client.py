@@ -26,7 +26,7 @@ _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
 _ATTEMPTS: Final = 5
 _AT_ONCE: Final = 4
-"""Requests that one thread may have under way, when it has a bucket's rights tried or looks for what is left."""
+"""Requests that are under way at a time, at most, where one thread has a bucket's rights tried."""
 
 
 def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:

@@ -459,6 +459,15 @@ def test_many_runs_of_one_experiment_are_listed_together(
     assert_bucket_sound(site, report, before)
 
 
+def test_one_request_at_a_time_says_nothing_of_connections(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A bucket's rights are tried at once, over as many connections as that takes."""
+    deleted = site.run(site.experiment(), n_objects=2)
+    site.delete_run(deleted)
+    init(site)
+    assert outcomes(gc(site, "--concurrency", "1")) == {deleted: "swept"}
+    assert "Connection pool is full" not in caplog.text
+
+
 # Versions, markers, uploads, locks
 
 
