@@ -103,6 +103,7 @@ setup(
             "pytest==9.2.0",
             "pytest-cov==7.1.0",
             "pytest-timeout==2.4.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.6",
             # The packaging tests build without isolation, so that they need no network.
             "setuptools>=65",

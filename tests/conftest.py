@@ -18,7 +18,9 @@ from tests import servers
 from tests.servers import PostgresServer, S3Server
 from tests.site import Site
 
+# In the environment, for the processes that pytest-xdist starts.
 SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
+os.environ["TEST_SEED"] = str(SEED)
 _STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
 _PG_TEMPLATE = "mlflow_template"
 
