@@ -631,6 +631,32 @@ def test_how_much_is_kept_is_measured_without_a_worker_too(site: Site) -> None:
     assert "1 logged model of deleted runs (3 objects, 3.00 kB)" in run("status", *stores).out
 
 
+def test_what_a_stopped_worker_did_not_reach_is_due(hooked: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one, which may have looked at everything long ago, need not wait for a date."""
+    site = hooked
+    init(site, *NOW)
+    dead = [site.run(site.experiment(), n_objects=1) for _ in range(4)]
+    for one in dead:
+        site.delete_run(one)
+    stop, many = threading.Event(), s3.deleting._Deletion.many
+
+    def stopped_by_the_first(self: Any, targets: list[Any]) -> None:
+        stop.set()
+        many(self, targets)
+        time.sleep(1)  # Longer than the worker takes to see it.
+
+    stopped = worker(site, stop, MLFLOW_ARTIFACT_GC_CONCURRENCY="1")
+    with monkeypatch.context() as patched:
+        patched.setattr(s3.deleting._Deletion, "many", stopped_by_the_first)
+        stopped.turn()
+    stopped.close()
+    there = [one for one in dead if left(site, one)]
+    assert 0 < len(there) < len(dead)
+    found = intents(site, "entity_id", "state", "look_ms")
+    due = [entity for entity, state, ms in found if state == "pending" and ms <= time.time() * 1000]
+    assert sorted(due) == sorted(there)
+
+
 class _Waits(threading.Event):
     """How long the worker would have waited, each time; ``then`` is what happens meanwhile."""
 
