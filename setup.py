@@ -73,7 +73,7 @@ setup(
         "mlflow.model_registry_store": [f"{scheme} = {PACKAGE}.hook:model_registry_store" for scheme in SCHEMES],
         "mlflow.artifact_repository": [
             f"s3 = {PACKAGE}.hook:s3_artifacts",
-            f"mlflow-artifacts = {PACKAGE}.hook:proxied_artifacts",
+            f"artifact-gc = {PACKAGE}.hook:gc_artifacts",
         ],
         "mlflow.workspace_provider": [f"{scheme} = {PACKAGE}.hook:workspace_store" for scheme in SCHEMES],
     },

@@ -62,14 +62,12 @@ class Server:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Server:
-        """None for what is not set, or is no database."""
+        """None for what is not set; and for a backend store that is no database."""
         found = os.environ if environ is None else environ
         destination = found.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION")
         return cls(
             backend_store_uri=_of_database(found.get("_MLFLOW_SERVER_FILE_STORE")),
-            registry_store_uri=_of_database(
-                found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI")
-            ),
+            registry_store_uri=found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI") or None,
             artifacts_destination=destination if found.get("_MLFLOW_SERVER_SERVE_ARTIFACTS") == "true" else None,
         )
 

@@ -31,6 +31,7 @@ from mlflow_artifact_gc.errors import DatabaseUnusable
 _T = TypeVar("_T")
 
 SUPPORTED: Final = ("sqlite", "postgresql")
+_KINDS: Final = ("sqlite", "postgresql", "mysql", "mssql")
 _WRITE: Final = "artifact_gc_write"
 _FILE: Final = "artifact_gc_file"
 _TRIES: Final = 3
@@ -97,6 +98,18 @@ def _checked_url(uri: str) -> URL:
             "%40), for example postgresql://user:pass%2Fword@host/mlflow"
         )
     return url
+
+
+def is_sql(uri: str) -> bool:
+    """Whether ``uri`` names a database of any kind that MLflow knows."""
+    return uri.partition(":")[0].partition("+")[0] in _KINDS
+
+
+def is_supported(uri: str) -> bool:
+    """Whether ``uri`` names a database of a kind that can be opted in: not one that lives in a process's memory."""
+    scheme, _, rest = uri.partition(":")
+    in_memory = scheme.partition("+")[0] == "sqlite" and (not rest.strip("/") or ":memory:" in rest)
+    return scheme.partition("+")[0] in SUPPORTED and not in_memory
 
 
 def _sqlite_file(url: URL) -> Path:

@@ -351,15 +351,42 @@ class Tracking:
                 found.update({row[0]: f"{kind.value.replace('_', ' ')} {row[0]}" for row in rows})
         return found
 
-    def of_deleted_experiments(self, kind: EntityKind) -> set[str]:
-        """The ids of a kind's rows in soft-deleted experiments."""
-        name, column = next((name, column) for one, name, column in _ID_COLUMNS if one is kind)
-        if not self._columns.has(name):
-            return set()
-        table, experiments = self._columns.table(name), self._experiments
-        joined = table.join(experiments, table.c.experiment_id == experiments.c.experiment_id)
-        query = sa.select(table.c[column]).select_from(joined).where(self._experiment_deleted)
-        return set(self._connection.execute(query).scalars())
+    def rows_of(self, ids: Iterable[str]) -> list[Tombstone]:
+        """The rows of those of ``ids`` that are runs, logged models or traces, live or deleted: one for each place."""
+        runs = self._runs
+        queries = [(EntityKind.RUN, self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, sa.null()))]
+        if self._columns.has("logged_models"):
+            models = self._columns.table("logged_models")
+            query = self._with_experiment(models, models.c.model_id, models.c.artifact_location, sa.null())
+            queries.append((EntityKind.LOGGED_MODEL, query))
+        if self._columns.has("trace_info") and self._columns.has("trace_tags"):
+            traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
+            query = self._with_experiment(traces, traces.c.request_id, tags.c.value, sa.null())
+            query = query.join(tags, tags.c.request_id == traces.c.request_id)
+            queries.append((EntityKind.TRACE, query.where(tags.c.key.in_(_TRACE_TAGS)).distinct()))
+        wanted = sorted(set(ids))
+        return [
+            _tombstone(kind, row)
+            for kind, query in queries
+            for rows in _restricted(self._connection, query, kind, {kind: wanted})
+            for row in rows
+        ]
+
+    def experiment_stage(self, experiment_id: str) -> tuple[str, int | None]:
+        """An experiment's stage, empty if it is not there, and the date that MLflow sets when it deletes it."""
+        experiments = self._experiments
+        query = sa.select(experiments.c.lifecycle_stage, experiments.c.last_update_time)
+        row = self._connection.execute(query.where(experiments.c.experiment_id == int(experiment_id))).one_or_none()
+        return (row[0], row[1]) if row else ("", None)
+
+    def runs_of_deleted_experiments(self) -> set[str]:
+        """The ids of deleted runs in deleted experiments."""
+        runs, experiments = self._runs, self._experiments
+        joined = runs.join(experiments, runs.c.experiment_id == experiments.c.experiment_id)
+        query = sa.select(runs.c.run_uuid).select_from(joined)
+        return set(
+            self._connection.execute(query.where(self._experiment_deleted, runs.c.lifecycle_stage == DELETED)).scalars()
+        )
 
     def left_of(self, experiment_id: str) -> list[Entity]:
         """Whose rows, live or deleted, an experiment still has; of traces those that have artifacts."""

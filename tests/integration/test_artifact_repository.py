@@ -24,7 +24,7 @@ Repository = Any
 @pytest.fixture(autouse=True)
 def _no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a client that only knows a server."""
-    monkeypatch.setattr(stock_gc, "_built", [])
+    monkeypatch.setattr(stock_gc, "_built", {})
 
 
 @pytest.fixture(params=["seaweed", "moto"])
@@ -203,14 +203,11 @@ def test_what_of_ours_cannot_be_imported_leaves_mlflow_s_own(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A repository is made, whatever is wrong with us."""
-    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
     monkeypatch.setitem(sys.modules, "mlflow_artifact_gc.hook.artifacts", None)
     monkeypatch.delattr(hook, "artifacts", raising=False)
     made = hook.s3_artifacts("s3://bucket/x", tracking_uri=None, registry_uri=None)
-    proxied = hook.proxied_artifacts("mlflow-artifacts:/x", tracking_uri="http://127.0.0.1:9", registry_uri=None)
 
     assert type(made) is S3ArtifactRepository
-    assert type(proxied) is MlflowArtifactsRepository
     assert "deletes as MLflow does" in caplog.text
