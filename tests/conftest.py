@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import mariadb, servers
+from tests.mariadb import MariaDbServer
 from tests.servers import PostgresServer, S3Server
 from tests.site import Site
 
 SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
 _STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
 _PG_TEMPLATE = "mlflow_template"
+_WITHOUT_MARIADB = bool(os.environ.get(mariadb.WITHOUT))
 
 
 def pytest_configure() -> None:
@@ -29,9 +31,10 @@ def pytest_configure() -> None:
     os.environ["DO_NOT_TRACK"] = "true"
 
 
-def pytest_report_header() -> str:
-    """The seed, for repeating a failure."""
-    return f"seed: {SEED} (repeat with TEST_SEED={SEED})"
+def pytest_report_header() -> list[str]:
+    """The seed, for repeating a failure, and what is left out."""
+    left_out = [f"left out: every test that needs MariaDB ({mariadb.WITHOUT} is set)"] if _WITHOUT_MARIADB else []
+    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", *left_out]
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +155,42 @@ def pg_uri(pg: PostgresServer, pg_template: str) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex[:16]}"
     yield pg.create_database(name, template=pg_template)
     pg.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
+    """A MariaDB for the whole session."""
+    if _WITHOUT_MARIADB:
+        pytest.skip(f"{mariadb.WITHOUT} is set")
+    try:
+        found = mariadb.programs(request.config.cache.mkdir("mariadb"))
+        with mariadb.mariadb(found) as server:
+            yield server
+    except mariadb.MariaDbMissingError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest) -> mariadb.Template:
+    """MLflow's empty tables; kept in pytest's cache for each version of MLflow and of MariaDB."""
+    import mlflow
+
+    name = f"{mlflow.__version__}-{maria.version}.json"
+    file = request.config.cache.mkdir("mlflow-template") / name
+    if not file.exists():
+        made = f"t_{uuid.uuid4().hex[:16]}"
+        _make_mlflow_tables(maria.create_database(made))
+        mariadb.Template.of(maria, made).write(file)
+        maria.drop_database(made)
+    return mariadb.Template.read(file)
+
+
+@pytest.fixture
+def maria_uri(maria: MariaDbServer, maria_template: mariadb.Template) -> Iterator[str]:
+    """A fresh MLflow database on MariaDB."""
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    yield maria.create_database(name, template=maria_template)
+    maria.drop_database(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
