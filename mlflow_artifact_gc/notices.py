@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from mlflow_artifact_gc import database
 from mlflow_artifact_gc.model import EntityKind, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_instant, show_minute, show_size
 
@@ -104,6 +105,10 @@ def _write(connection: Connection, notice: Notice, run_ids: list[str], *, delete
     if connection.dialect.name == "postgresql":
         # Shorter than the time after which it looks for deadlocks: whoever gives up then, it is never MLflow.
         connection.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")
+    if connection.dialect.name == "mysql":
+        # There a deadlock is found at once, and ends whoever has done less: so what refers to a run waits for nobody.
+        theirs_now = sa.select(_runs.c.run_uuid).where(_runs.c.run_uuid.in_(run_ids))
+        connection.execute(database.shared_at_once(theirs_now, connection)).all()
     replaced = {*_KEYS, *(key for key, _ in notice)}
     theirs = sa.and_(_tags.c.run_uuid.in_(run_ids), _tags.c.key.in_(sorted(replaced)))
     if notice == CLEARED:

@@ -193,10 +193,20 @@ def maria_uri(maria: MariaDbServer, maria_template: mariadb.Template) -> Iterato
     maria.drop_database(name)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["pg_uri", "maria_uri"])
+def server_uri(request: pytest.FixtureRequest) -> str:
+    """A fresh MLflow database on a server, of each kind in turn: several transactions write at a time."""
+    uri: str = request.getfixturevalue(request.param)
+    return uri
+
+
+_KINDS = {"sqlite": "sqlite_uri", "postgresql": "pg_uri", "mariadb": "maria_uri"}
+
+
+@pytest.fixture(params=[*_KINDS])
 def db_uri(request: pytest.FixtureRequest) -> str:
     """A fresh MLflow database, of each kind in turn."""
-    uri: str = request.getfixturevalue({"sqlite": "sqlite_uri", "postgresql": "pg_uri"}[request.param])
+    uri: str = request.getfixturevalue(_KINDS[request.param])
     return uri
 
 

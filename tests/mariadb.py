@@ -95,7 +95,8 @@ class MariaDbServer:
             cursor.execute(f"CREATE DATABASE `{name}`")
             if template:
                 cursor.execute(f"USE `{name}`")
-                cursor.execute("SET foreign_key_checks = 0")
+                # MLflow's first experiment has the id 0.
+                cursor.execute("SET foreign_key_checks = 0, sql_mode = 'NO_AUTO_VALUE_ON_ZERO'")
                 for statement in template.statements:
                     cursor.execute(statement)
                 for table, rows in template.rows.items():
