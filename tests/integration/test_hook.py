@@ -197,9 +197,7 @@ def delete_archived_trace(hooked: Hooked) -> Step:
         ("mlflow.trace.spansLocation", "ARCHIVE_REPO"),
     ):
         hooked.execute("DELETE FROM trace_tags WHERE request_id = :id AND trace_tags.key = :key", id=trace, key=key)
-        hooked.execute(
-            "INSERT INTO trace_tags (request_id, key, value) VALUES (:id, :key, :v)", id=trace, key=key, v=value
-        )
+        hooked.execute("INSERT INTO trace_tags VALUES (:key, :v, :id)", id=trace, key=key, v=value)
     noted = [
         Noted("hard-deleted", "trace", trace, experiment, "default", uri)
         for uri in (hooked.trace_uri(trace), archive.as_uri())
@@ -325,12 +323,22 @@ def test_it_costs_at_most_three_statements_more(hooked: Hooked, prepare: Callabl
     assert hooked.taken() == []
     with statements(store) as sent:
         counted.do(store)
-    ours = [statement for statement in sent if "artifact_gc" in statement or statement == "BEGIN"]
+    ours = [statement for statement in sent if _is_ours(statement)]
+    # On MySQL what is gone for good is read by a statement of its own.
+    read = [statement for statement in ours if "artifact_gc" not in statement and statement != "BEGIN"]
 
     assert hooked.taken() != []
-    assert [statement for statement in sent if statement not in ours] == sent_alone
+    assert len(read) <= (hooked.engine.dialect.name == "mysql")
+    theirs = [statement for statement in sent if statement not in ours]
+    if hooked.engine.dialect.name == "mysql":  # it gives an experiment's runs in the order of their random ids
+        theirs, sent_alone = sorted(theirs), sorted(sent_alone)
+    assert theirs == sent_alone
     # A registration also asks whether what it points at is being swept.
-    assert 2 <= len(ours) <= (4 if prepare is create_model_version else 3)
+    assert 2 <= len(ours) - len(read) <= (4 if prepare is create_model_version else 3)
+
+
+def _is_ours(statement: str) -> bool:
+    return "artifact_gc" in statement or "'hard-deleted'" in statement or statement == "BEGIN"
 
 
 def test_what_deletes_nothing_costs_and_notes_nothing(hooked: Hooked) -> None:
@@ -427,7 +435,7 @@ def test_a_workspace_that_is_deleted_with_all_it_holds(db_uri: str, monkeypatch:
     assert sorted(noted, key=str) == sorted(expected, key=str)
     assert empty != experiment
     # MLflow flushes each registered model and each experiment by itself.
-    assert len([one for one in sent if "artifact_gc" in one or one == "BEGIN"]) <= 3 * 3
+    assert len([one for one in sent if "artifact_gc" in one or one == "BEGIN"]) <= 3 * 3  # and a SELECT on MySQL
 
 
 def test_many_experiments_that_go_at_once(hooked: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:

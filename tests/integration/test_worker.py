@@ -435,10 +435,10 @@ def test_what_logged_models_of_deleted_runs_hold_is_told(hooked: Site) -> None:
 
 
 def test_a_registration_that_began_before_the_claim_is_seen(
-    pg_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+    server_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
 ) -> None:
-    """On PostgreSQL: it has asked, was not refused, and commits after the claim; the fence waits for it."""
-    site = watched(make_site(Site.direct(pg_uri, seaweed, bucket)))
+    """It has asked, was not refused, and commits after the claim; the fence waits for it."""
+    site = watched(make_site(Site.direct(server_uri, seaweed, bucket)))
     init(site, *NOW)
     run_id = site.run(site.experiment(), {"model/MLmodel": 10})
     site.register("churn", "s3://elsewhere/model")
