@@ -36,6 +36,8 @@ _SQL_MODE: Final = (
     "ONLY_FULL_GROUP_BY,STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,"
     "NO_ENGINE_SUBSTITUTION"
 )
+_ZONE: Final = "CET-1CEST,M3.5.0,M10.5.0/3"
+"""Central Europe's time, without its file: one with a summer, as servers often have."""
 USER: Final = "mlflow"
 PASSWORD: Final = "not-a-secret"
 
@@ -74,7 +76,7 @@ class Programs:
     def environ(self) -> dict[str, str]:
         found = [str(self.libraries)] if self.libraries else []
         found += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-        return {**os.environ, **({"LD_LIBRARY_PATH": ":".join(found)} if found else {})}
+        return {**os.environ, "TZ": _ZONE, **({"LD_LIBRARY_PATH": ":".join(found)} if found else {})}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -442,6 +442,29 @@ def test_what_a_worker_locks(on_a_server: Hooked, caplog: pytest.LogCaptureFixtu
     assert _complaints(caplog) == []
 
 
+def test_what_another_user_locks(on_a_server: Hooked, caplog: pytest.LogCaptureFixture) -> None:
+    """A hard deletion that waits for another user's transaction is noted all the same, and holds up no other."""
+    experiment = on_a_server.experiment()
+    first, second = on_a_server.run(experiment), on_a_server.run(experiment)
+    on_a_server.store.delete_run(first)
+    on_a_server.taken()
+    deleting = threading.Thread(target=lambda: on_a_server.store._hard_delete_run(first))
+    with on_a_server.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET name = 'x' WHERE run_uuid = :id"), {"id": first})
+        deleting.start()
+        deleting.join(1.5)
+        waits = deleting.is_alive()
+        began = time.monotonic()
+        on_a_server.store.delete_run(second)
+        took_s = time.monotonic() - began
+    deleting.join()
+
+    assert waits
+    assert took_s < 0.5
+    assert sorted(note.event for note in on_a_server.noted()) == ["deleted", "hard-deleted"]
+    assert _complaints(caplog) == []
+
+
 _LIMITS_SET = {
     "postgresql": ("SET LOCAL lock_timeout = '7s'", "SELECT current_setting('lock_timeout')", ("7s", "0")),
     "mysql": (

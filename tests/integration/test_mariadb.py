@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mlflow_artifact_gc import database, metadata, notices, references
+from mlflow_artifact_gc import database, journal, metadata, notices, references
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.locations import Destination
 from mlflow_artifact_gc.tables import intents
@@ -26,6 +26,15 @@ from tests.working import NOW, left, watched
 
 MakeSite = Callable[[Site], Site]
 _FUTURE_MS = 2**52
+_TWICE_AS_MANY = """
+INSERT INTO artifact_gc_intents (location_sha256, bucket, prefix, entity_kind, entity_id, experiment_id, workspace, uri,
+    first_seen_ms, state, state_ms, attempts, deleted_objects, deleted_versions, deleted_markers, deleted_bytes,
+    aborted_uploads)
+SELECT SHA2(CONCAT(id, RAND()), 256), bucket, prefix, entity_kind, entity_id, experiment_id, workspace, uri,
+    first_seen_ms, state, state_ms, attempts, deleted_objects, deleted_versions, deleted_markers, deleted_bytes,
+    aborted_uploads
+FROM artifact_gc_intents
+"""
 
 
 @pytest.fixture
@@ -158,6 +167,40 @@ def test_a_lock_that_does_not_come_in_time_is_tried_again(engine: sa.Engine) -> 
             database.written(engine, statements)
 
 
+def test_intents_are_locked_in_the_order_of_their_ids(hooked: Hooked) -> None:
+    """Whatever index leads to them: who waits for the first of them holds none that another may want next."""
+    run_id = uuid.uuid4().hex
+    hooked.intent("run", run_id, "pending", None)
+    for _ in range(9):
+        # So many that an index is worth its while: the one over their keys leads to the last of these first.
+        hooked.execute(_TWICE_AS_MANY)
+    first, last = "9" * 64, "0" * 64
+    hooked.execute("UPDATE artifact_gc_intents SET location_sha256 = :key ORDER BY id LIMIT 1", key=first)
+    hooked.execute("UPDATE artifact_gc_intents SET location_sha256 = :key ORDER BY id DESC LIMIT 1", key=last)
+    hooked.execute("ANALYZE TABLE artifact_gc_intents")
+    keys: dict[str, int] = {
+        key: hooked.scalar("SELECT id FROM artifact_gc_intents WHERE location_sha256 = :key", key=key)
+        for key in (first, last)
+    }
+    engine = database.open_engine(hooked.uri)
+
+    def claim() -> int:
+        with database.writing(engine) as connection:
+            return len(journal.intent_rows(connection, list(keys)))
+
+    def lock(connection: sa.Connection, id_: int) -> None:
+        connection.execute(sa.select(intents.c.id).where(intents.c.id == id_).with_for_update()).all()
+
+    with database.writing(engine) as connection:
+        lock(connection, keys[first])
+        claiming = _in_thread(claim)
+        with pytest.raises(TimeoutError):
+            claiming.result(0.5)
+        lock(connection, keys[last])
+    assert claiming.result(10) == len(keys)
+    engine.dispose()
+
+
 def test_a_lost_connection(engine: sa.Engine, maria: MariaDbServer) -> None:
     """It is told in words; the next transaction gets a new one."""
 
@@ -172,13 +215,13 @@ def test_a_lost_connection(engine: sa.Engine, maria: MariaDbServer) -> None:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
 
 
-def test_the_clock_is_no_time_zone_s(engine: sa.Engine) -> None:
-    """Also where the session's own time goes back by an hour."""
+def test_the_clock_knows_no_time_zone(engine: sa.Engine) -> None:
+    """Also in the two hours that the server's own time calls by the same name, because summer ends."""
     with engine.connect() as connection:
-        connection.exec_driver_sql("SET time_zone = '+09:30'")
-        # 01:30 UTC of a day on which clocks in Berlin went back half an hour before.
-        connection.exec_driver_sql("SET timestamp = 1761442200.25")
-        assert database.clock_ms(connection) == 1761442200250
+        for instant_s in (1761438600, 1761442200):  # 2025-10-26 00:30 and 01:30 UTC
+            connection.exec_driver_sql(f"SET timestamp = {instant_s}.25")
+            assert connection.exec_driver_sql("SELECT CAST(NOW() AS CHAR)").scalar() == "2025-10-26 02:30:00"
+            assert database.clock_ms(connection) == instant_s * 1000 + 250
         connection.exec_driver_sql("SET timestamp = DEFAULT")
         assert abs(database.clock_ms(connection) - time.time() * 1000) < 5_000
 

@@ -189,6 +189,7 @@ def describe(connection: Connection) -> dict[str, Any]:
             "checks": sorted((c["name"] or "", c["sqltext"]) for c in inspector.get_check_constraints(name)),
             "indexes": sorted(inspector.get_indexes(name), key=lambda index: index["name"] or ""),
             "foreign keys": inspector.get_foreign_keys(name),
+            "options": inspector.get_table_options(name),
         }
         for name in sorted(tables.metadata.tables)
     }
