@@ -40,9 +40,9 @@ _CLOCKS: Final = {
 _DRIVERS: Final = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
 _TAKE_A_CHARSET: Final = ("pymysql", "mysqldb", "mysqlconnector")
 _OLDEST: Final = {True: (10, 6), False: (8, 0)}
-"""Of MariaDB, and of MySQL: they know SKIP LOCKED and NOWAIT."""
-_PASSING_NUMBERS: Final = (1205, 1213, 3572)
-"""MySQL's for a lock that did not come in time, a deadlock, and a lock that was not waited for."""
+"""Of MariaDB, and of MySQL: they know SKIP LOCKED."""
+_PASSING_NUMBERS: Final = (1205, 1213)
+"""MySQL's for a lock that did not come in time, and a deadlock."""
 _PASSING_STATES: Final = ("40001", "40P01", "55P03")
 """The same on PostgreSQL."""
 _LOST: Final = {0: "the connection was lost", 2006: "the connection was lost", 2013: "the connection was lost"}
@@ -364,10 +364,10 @@ def exactly(expression: sa.ColumnElement[Any], connection: Connection) -> sa.Col
     return sa.cast(expression, sa.LargeBinary) if connection.dialect.name == "mysql" else expression
 
 
-def shared_at_once(query: sa.Select[Any], connection: Connection) -> sa.Select[Any]:
-    """``query`` on MySQL, whose rows nobody changes until the transaction ends; an error where somebody just does."""
+def shared(query: sa.Select[Any], connection: Connection) -> sa.Select[Any]:
+    """``query`` on MySQL without the rows that others are changing; those that it gives nobody changes from now on."""
     is_mariadb = bool(getattr(connection.dialect, "is_mariadb", False))
-    return query.suffix_with(sa.text("LOCK IN SHARE MODE NOWAIT" if is_mariadb else "FOR SHARE NOWAIT"))
+    return query.suffix_with(sa.text("LOCK IN SHARE MODE SKIP LOCKED" if is_mariadb else "FOR SHARE SKIP LOCKED"))
 
 
 def columns(connection: Connection, *tables: str) -> dict[str, frozenset[str]]:
