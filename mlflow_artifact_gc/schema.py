@@ -171,8 +171,11 @@ def _alone(connection: Connection) -> Iterator[None]:
             pass
     try:
         yield
+        if connection.dialect.name == "mysql":
+            # The tables are there by now; who comes next must see their revision too.
+            connection.exec_driver_sql("COMMIT")
     finally:
         if connection.dialect.name == "mysql":
-            # It is the connection's, which goes back to a pool, and no transaction's.
+            # The lock is the connection's, which goes back to a pool, and no transaction's.
             with suppress(SQLAlchemyError):
                 connection.scalar(text(f"SELECT RELEASE_LOCK({_LOCK_NAME})"))

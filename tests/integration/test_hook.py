@@ -23,12 +23,12 @@ _WORKSPACE = "team-a"
 
 
 @pytest.fixture
-def hooked(db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
+def hooked(any_db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
     """A database of each kind, opted in."""
     monkeypatch.setenv("MLFLOW_ARTIFACT_GC_WORKER", "off")
     # Where MLflow's registry asks for logged models.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", db_uri)
-    made = Hooked(uri=db_uri).init()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", any_db_uri)
+    made = Hooked(uri=any_db_uri).init()
     yield made
     made.close()
 
@@ -397,15 +397,15 @@ def _with_many_runs(hooked: Hooked, count: int) -> tuple[str, list[str]]:
     return experiment, runs
 
 
-def test_a_workspace_that_is_deleted_with_all_it_holds(db_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_that_is_deleted_with_all_it_holds(any_db_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another store of MLflow's deletes it: what it held is noted, what others hold is not; all or nothing."""
     from mlflow.entities.workspace import Workspace, WorkspaceDeletionMode
     from mlflow.exceptions import MlflowException
     from mlflow.utils.workspace_context import WorkspaceContext
 
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
-    monkeypatch.setenv("MLFLOW_WORKSPACE_STORE_URI", db_uri)
-    hooked = Hooked(uri=db_uri).init()
+    monkeypatch.setenv("MLFLOW_WORKSPACE_STORE_URI", any_db_uri)
+    hooked = Hooked(uri=any_db_uri).init()
     hooked.workspaces.create_workspace(Workspace(name=_WORKSPACE))
     with WorkspaceContext("default"):
         hooked.run(hooked.experiment())

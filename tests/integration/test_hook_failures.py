@@ -42,9 +42,9 @@ _WAITS_S = 5.0
 
 
 @pytest.fixture
-def fresh(db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
+def fresh(any_db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
     """A database of each kind, not opted in."""
-    yield from _made(db_uri, monkeypatch)
+    yield from _made(any_db_uri, monkeypatch)
 
 
 @pytest.fixture

@@ -406,6 +406,15 @@ def test_two_upgrades_at_once(request: pytest.FixtureRequest, kind: str) -> None
         assert schema.state(connection) is SchemaState.CURRENT
 
 
+def test_who_upgrades_next_sees_the_revision(mariadb_engine: Engine) -> None:
+    """On MariaDB an upgrade is done when it lets the next one in, whatever its caller still does."""
+    with mariadb_engine.connect() as one, mariadb_engine.connect() as two:
+        two.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        schema.upgrade(one)
+        schema.upgrade(two)
+        assert schema.state(two) is SchemaState.CURRENT
+
+
 class _KilledError(Exception):
     pass
 

@@ -27,9 +27,9 @@ MakeSite = Callable[[Site], Site]
 
 
 @pytest.fixture
-def any_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
     """A site with the hook, on each kind of database."""
-    return watched(make_site(Site.direct(db_uri, seaweed, bucket)))
+    return watched(make_site(Site.direct(any_db_uri, seaweed, bucket)))
 
 
 @pytest.fixture
