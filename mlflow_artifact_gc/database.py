@@ -9,7 +9,7 @@ import importlib.util
 import re
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -163,6 +163,12 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def _prepare_mysql(engine: Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def _connect(dbapi: Any, _record: object) -> None:
+        # For a table that somebody uses, which its own default waits for all day, and all who come later with it.
+        with closing(dbapi.cursor()) as cursor:
+            cursor.execute("SET SESSION lock_wait_timeout = 20")
+
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
