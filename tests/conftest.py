@@ -10,6 +10,7 @@ import random
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -162,12 +163,16 @@ def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
     """A MariaDB for the whole session."""
     if _WITHOUT_MARIADB:
         pytest.skip(f"{mariadb.WITHOUT} is set")
-    try:
-        found = mariadb.programs(request.config.cache.mkdir("mariadb"))
-        with mariadb.mariadb(found) as server:
-            yield server
-    except mariadb.MariaDbMissingError as error:
-        pytest.fail(str(error), pytrace=False)
+    why = ""
+    with ExitStack() as stack:
+        try:
+            found = mariadb.programs(request.config.cache.mkdir("mariadb"))
+            server = stack.enter_context(mariadb.mariadb(found))
+        except mariadb.MariaDbMissingError as error:
+            why = str(error)
+        if why:
+            pytest.fail(why, pytrace=False)
+        yield server
 
 
 @pytest.fixture(scope="session")
