@@ -134,6 +134,18 @@ _begun: set[str] = set()
 @pytest.fixture
 def place(running: Place) -> Place:
     """Each in turn, recording in all its processes."""
+    return _recording(running)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The same, in a file and on one server: where a third would add nothing but its time."""
+    place: Place = request.getfixturevalue(f"{request.param}_place")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.server.uri)
+    return _recording(place)
+
+
+def _recording(running: Place) -> Place:
     if running.server.uri not in _begun:
         _begin_recording(running)
     return running
@@ -378,8 +390,9 @@ def _mlflow(place: Place, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_mlflow_gc_beside_us(place: Place) -> None:
+def test_mlflow_gc_beside_us(either_place: Place) -> None:
     """It removes rows and files, and what the rows pointed at is noted."""
+    place = either_place
     experiment = place.experiment()
     run, kept = place.run(experiment), place.run(experiment)
     place.client.log_text(run, "words", "words.txt")
@@ -396,8 +409,9 @@ def test_mlflow_gc_beside_us(place: Place) -> None:
     assert not list(place.folder.glob(f"artifacts/**/{run}/artifacts/*"))
 
 
-def test_mlflow_db_upgrade_beside_us(place: Place) -> None:
+def test_mlflow_db_upgrade_beside_us(either_place: Place) -> None:
     """Our tables and our version table are no matter to it."""
+    place = either_place
     run = place.run(place.experiment())
     place.client.delete_run(run)
     _mlflow(place, "db", "upgrade", place.hooked.uri)

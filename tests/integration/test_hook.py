@@ -295,18 +295,18 @@ def _archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("prepare", STEPS)
-def test_it_is_noted(hooked: Hooked, prepare: Callable[[Hooked], Step]) -> None:
+def test_it_is_noted(either: Hooked, prepare: Callable[[Hooked], Step]) -> None:
     """Exactly what happened, with MLflow's own dates, and our date by the database's clock."""
-    step = prepare(hooked)
-    hooked.taken()
-    with hooked.engine.connect() as connection:
+    step = prepare(either)
+    either.taken()
+    with either.engine.connect() as connection:
         before_ms = database.clock_ms(connection)
-    step.do(getattr(hooked, step.store))
-    with hooked.engine.connect() as connection:
+    step.do(getattr(either, step.store))
+    with either.engine.connect() as connection:
         after_ms = database.clock_ms(connection)
         dates = connection.execute(sa.text("SELECT recorded_ms FROM artifact_gc_inbox")).scalars().all()
 
-    assert sorted(hooked.noted(), key=str) == sorted(step.expected(), key=str)
+    assert sorted(either.noted(), key=str) == sorted(step.expected(), key=str)
     assert all(before_ms <= date <= after_ms for date in dates)
 
 
@@ -518,14 +518,14 @@ class TestWhatIsBeingSwept:
         ("state", "until_ms"),
         [("sweeping", 1), ("sweeping", None), ("pending", None), ("claimed", _FUTURE_MS), ("swept", None)],
     )
-    def test_it_passes(self, hooked: Hooked, state: str, until_ms: int | None) -> None:
+    def test_it_passes(self, either: Hooked, state: str, until_ms: int | None) -> None:
         """Its claim has run out, or nobody sweeps it at this moment."""
-        name, run, source = self._model_of(hooked)
-        hooked.intent("run", run, state, until_ms)
-        hooked.taken()
-        hooked.registry.create_model_version(name, source)
+        name, run, source = self._model_of(either)
+        either.intent("run", run, state, until_ms)
+        either.taken()
+        either.registry.create_model_version(name, source)
 
-        assert hooked.noted() == [Noted("registered", "model_version", f"{name}/1")]
+        assert either.noted() == [Noted("registered", "model_version", f"{name}/1")]
 
     def test_it_passes_where_the_intents_cannot_be_read(self, hooked: Hooked) -> None:
         """Then the fence has to see it."""

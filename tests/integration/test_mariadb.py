@@ -226,6 +226,23 @@ def test_the_clock_knows_no_time_zone(engine: sa.Engine) -> None:
         assert abs(database.clock_ms(connection) - time.time() * 1000) < 5_000
 
 
+def test_notes_are_dated_by_the_server(hooked: Hooked) -> None:
+    """Each of the ways in which they are written."""
+    engine = database.open_engine(hooked.uri)
+    run_id = hooked.run(hooked.experiment())
+    with database.reading(engine) as connection:
+        before_ms = database.clock_ms(connection)
+    hooked.store.delete_run(run_id)
+    hooked.store._hard_delete_run(run_id)
+    with database.reading(engine) as connection:
+        after_ms = database.clock_ms(connection)
+        dates = [*connection.scalars(sa.text("SELECT recorded_ms FROM artifact_gc_inbox ORDER BY id"))]
+    engine.dispose()
+
+    assert [before_ms, *dates, after_ms] == sorted([before_ms, *dates, after_ms])
+    assert len(dates) == 2
+
+
 # Letters
 
 
