@@ -343,9 +343,9 @@ def test_sqlite_undoes_the_whole_transaction_after_mlflow_wrote(
     runs = [on_sqlite.run(experiment) for _ in range(3)]
     before = on_sqlite.rows()
     _fail_by_trigger(on_sqlite, "no", "ROLLBACK")
-    with pytest.raises(MlflowException, match="SQLite has undone this change as a whole") as refused:
+    with pytest.raises(MlflowException, match="The database has undone this change as a whole") as refused:
         on_sqlite.store.delete_experiment(experiment)
-    with pytest.raises(MlflowException, match="SQLite has undone"):
+    with pytest.raises(MlflowException, match="The database has undone"):
         on_sqlite.store.delete_run(runs[0])
     after = on_sqlite.rows()
     on_sqlite.execute("DROP TRIGGER no_room")
