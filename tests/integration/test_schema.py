@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Engine,
     NullPool,
+    bindparam,
     create_engine,
+    event,
     inspect,
     select,
     text,
@@ -27,6 +30,8 @@ from tests.hooked import INBOX, Hooked
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.mariadb import MariaDbServer
 
 OLDER_MLFLOW = "bf29a5ff90ea"
 """A revision of MLflow's schema from before the newest: its 3.4."""
@@ -62,7 +67,24 @@ def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def mariadb_engine(maria: MariaDbServer) -> Iterator[Engine]:
+    """An empty MariaDB database."""
+    engine = create_engine(maria.create_database(), poolclass=NullPool)
+    yield engine
+    engine.dispose()
+    maria.drop_database(engine.url.database or "")
+
+
+@pytest.fixture
+def mlflow_mariadb_engine(maria_uri: str) -> Iterator[Engine]:
+    """A MariaDB database that MLflow has set up."""
+    engine = create_engine(maria_uri, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """An empty database of each kind."""
     found = request.getfixturevalue(f"{request.param}_engine")
@@ -97,7 +119,15 @@ def mlflow_postgresql_engine(postgresql_engine: Engine) -> Engine:
     return postgresql_engine
 
 
-@pytest.fixture(params=["mlflow_sqlite", "mlflow_postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
+def transactional_engine(request: pytest.FixtureRequest) -> Engine:
+    """An empty database of each kind that can take back what it has made."""
+    found = request.getfixturevalue(f"{request.param}_engine")
+    assert isinstance(found, Engine)
+    return found
+
+
+@pytest.fixture(params=["mlflow_sqlite", "mlflow_postgresql", "mlflow_mariadb"])
 def mlflow_engine(request: pytest.FixtureRequest) -> Engine:
     """A database of each kind that MLflow has set up."""
     found = request.getfixturevalue(f"{request.param}_engine")
@@ -162,6 +192,7 @@ def describe(connection: Connection) -> dict[str, Any]:
             "checks": sorted((c["name"] or "", c["sqltext"]) for c in inspector.get_check_constraints(name)),
             "indexes": sorted(inspector.get_indexes(name), key=lambda index: index["name"] or ""),
             "foreign keys": inspector.get_foreign_keys(name),
+            "options": inspector.get_table_options(name),
         }
         for name in sorted(tables.metadata.tables)
     }
@@ -217,8 +248,9 @@ def test_every_step_goes_down_and_up_again(engine: Engine) -> None:
         assert describe(connection) == made
 
 
-def test_the_upgrade_belongs_to_the_callers_transaction(engine: Engine) -> None:
+def test_the_upgrade_belongs_to_the_callers_transaction(transactional_engine: Engine) -> None:
     """A rollback after the upgrade leaves no table behind, also on SQLite, where DDL would commit by itself."""
+    engine = transactional_engine
     with engine.connect() as connection:
         schema.upgrade(connection)
         made = our_tables(connection)
@@ -358,14 +390,16 @@ def test_an_installation_without_migrations_says_so(tmp_path: Path, monkeypatch:
         schema.migrations_folder()
 
 
-def test_two_upgrades_at_once_on_postgresql(postgresql_engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_two_upgrades_at_once(request: pytest.FixtureRequest, kind: str) -> None:
     """Two processes that create the tables wait for each other: both succeed."""
+    engine: Engine = request.getfixturevalue(f"{kind}_engine")
     both = threading.Barrier(2)
     failures: list[BaseException] = []
 
     def create() -> None:
         try:
-            with postgresql_engine.begin() as connection:
+            with engine.begin() as connection:
                 both.wait(timeout=30)
                 schema.upgrade(connection)
         except BaseException as error:  # noqa: BLE001 (whatever it was, the test shows it)
@@ -378,8 +412,81 @@ def test_two_upgrades_at_once_on_postgresql(postgresql_engine: Engine) -> None:
         thread.join(timeout=60)
 
     assert failures == []
-    with postgresql_engine.connect() as connection:
+    with engine.connect() as connection:
         assert schema.state(connection) is SchemaState.CURRENT
+
+
+def test_who_upgrades_next_sees_the_revision(mariadb_engine: Engine) -> None:
+    """On MariaDB an upgrade is done when it lets the next one in, whatever its caller still does."""
+    with mariadb_engine.connect() as one, mariadb_engine.connect() as two:
+        two.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        schema.upgrade(one)
+        schema.upgrade(two)
+        assert schema.state(two) is SchemaState.CURRENT
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("starts_at", ["base", "0001"])
+def test_an_interrupted_upgrade_is_completed_by_the_next(mariadb_engine: Engine, starts_at: str) -> None:
+    """On MariaDB each statement commits by itself: killed after any, ``init`` is run again, and all is there."""
+    from alembic import command
+
+    def begin_anew(connection: Connection) -> None:
+        tables.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE IF EXISTS {tables.VERSION_TABLE}"))
+        if starts_at != "base":
+            command.upgrade(schema.alembic_config(connection), starts_at)
+
+    def upgrade(ends_before: int | None) -> int:
+        """How many statements it sent that change something."""
+        sent = 0
+
+        def count(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+            nonlocal sent
+            if statement.split(maxsplit=1)[0].upper() in {"CREATE", "ALTER", "INSERT", "UPDATE"}:
+                if sent == ends_before:
+                    raise _KilledError
+                sent += 1
+
+        with mariadb_engine.connect() as connection:
+            event.listen(connection, "before_cursor_execute", count)
+            schema.upgrade(connection)
+            connection.commit()
+        return sent
+
+    with mariadb_engine.begin() as connection:
+        begin_anew(connection)
+    statements = upgrade(None)
+    with mariadb_engine.connect() as connection:
+        whole = describe(connection)
+    for ends_before in range(statements):
+        with mariadb_engine.begin() as connection:
+            begin_anew(connection)
+        with pytest.raises(_KilledError):
+            upgrade(ends_before)
+        with mariadb_engine.connect() as connection:
+            assert schema.state(connection) is not SchemaState.CURRENT
+        upgrade(None)
+        with mariadb_engine.connect() as connection:
+            assert describe(connection) == whole
+            assert schema.state(connection) is SchemaState.CURRENT
+            assert connection.execute(select(tables.lease.c.id, tables.lease.c.owner)).all() == [(1, None)]
+    assert statements >= (12 if starts_at == "base" else 5)
+
+
+def test_our_tables_compare_byte_by_byte(mariadb_engine: Engine) -> None:
+    """Whatever the database was told to do by default; and they can be rolled back."""
+    with mariadb_engine.begin() as connection:
+        schema.upgrade(connection)
+        query = (
+            "SELECT DISTINCT engine, table_collation FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name IN :names"
+        )
+        names: BindParameter[Any] = bindparam("names", sorted(tables.metadata.tables), expanding=True)
+        assert connection.execute(text(query).bindparams(names)).all() == [("InnoDB", "utf8mb4_bin")]
 
 
 def test_whether_mlflow_is_set_up(engine: Engine) -> None:
@@ -412,8 +519,9 @@ def test_mlflow_goes_on_beside_our_tables(mlflow_engine: Engine, tmp_path: Path)
         assert schema.state(connection) is SchemaState.CURRENT
 
 
-def test_mlflow_upgrades_over_our_tables(engine: Engine) -> None:
+def test_mlflow_upgrades_over_our_tables(transactional_engine: Engine) -> None:
     """Opted in beside an older MLflow's: its command leaves ours alone, and the hook goes on."""
+    engine = transactional_engine
     mlflow_initialize_at(engine, OLDER_MLFLOW)
     hooked = Hooked(uri=url_of(engine)).init()
     hooked.intent("run", "waits", "pending", None)

@@ -28,9 +28,9 @@ MakeSite = Callable[[Site], Site]
 
 
 @pytest.fixture
-def any_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
     """A site with the hook, on each kind of database."""
-    return watched(make_site(Site.direct(db_uri, seaweed, bucket)))
+    return watched(make_site(Site.direct(any_db_uri, seaweed, bucket)))
 
 
 @pytest.fixture
@@ -436,10 +436,10 @@ def test_what_logged_models_of_deleted_runs_hold_is_told(hooked: Site) -> None:
 
 
 def test_a_registration_that_began_before_the_claim_is_seen(
-    pg_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+    server_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
 ) -> None:
-    """On PostgreSQL: it has asked, was not refused, and commits after the claim; the fence waits for it."""
-    site = watched(make_site(Site.direct(pg_uri, seaweed, bucket)))
+    """It has asked, was not refused, and commits after the claim; the fence waits for it."""
+    site = watched(make_site(Site.direct(server_uri, seaweed, bucket)))
     init(site, *NOW)
     run_id = site.run(site.experiment(), {"model/MLmodel": 10})
     site.register("churn", "s3://elsewhere/model")
