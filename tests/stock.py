@@ -56,7 +56,7 @@ def without_us(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stores: dict[str, Any] = utils._tracking_store_registry._registry
     with monkeypatch.context() as patched:
         patched.setitem(repositories._registry, "s3", S3ArtifactRepository)
-        for scheme in ("sqlite", "postgresql"):
+        for scheme in ("sqlite", "postgresql", "mysql"):
             patched.setitem(stores, scheme, utils._get_sqlalchemy_store)
         forget_stores()
         yield
