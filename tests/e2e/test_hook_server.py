@@ -390,7 +390,7 @@ def _mlflow(place: Place, *arguments: str) -> str:
 
 
 def test_mlflow_gc_beside_us(either_place: Place) -> None:
-    """It removes rows and files, and what the rows pointed at is noted."""
+    """On files, when the grace period is over: it removes them and the row, and what that pointed at is noted."""
     place = either_place
     experiment = place.experiment()
     run, kept = place.run(experiment), place.run(experiment)
@@ -398,8 +398,13 @@ def test_mlflow_gc_beside_us(either_place: Place) -> None:
     uri = place.client.get_run(run).info.artifact_uri
     place.client.delete_run(run)
     place.client.delete_run(kept)
-    _mlflow(place, "gc", "--backend-store-uri", place.hooked.uri, "--run-ids", run)
+    command = ("gc", "--backend-store-uri", place.hooked.uri, "--run-ids", run)
+    _mlflow(place, *command)
+    assert list(place.folder.glob(f"artifacts/**/{run}/artifacts/*")), "it is in its grace period"
+    assert place.client.get_run(run).info.lifecycle_stage == "deleted"
 
+    place.hooked.execute("UPDATE runs SET deleted_time = deleted_time - 8 * 86400000 WHERE run_uuid = :id", id=run)
+    _mlflow(place, *command)
     assert [note for note in place.hooked.noted() if note.id == run][1:] == [
         Noted("hard-deleted", "run", run, experiment, "default", uri)
     ]
