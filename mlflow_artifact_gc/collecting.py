@@ -7,6 +7,7 @@ verified to be empty, and not before.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -21,7 +22,7 @@ from mlflow_artifact_gc.config import Settings, never_below
 from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, StorageError
 from mlflow_artifact_gc.locations import Location, proxied_path
 from mlflow_artifact_gc.metadata import Eraser
-from mlflow_artifact_gc.model import Action, Decision, EntityKind, Limits, Plan, Reason, SweepResult
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Limits, Plan, Reason, SweepResult
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
 from mlflow_artifact_gc.protection import Candidate, Protection
 from mlflow_artifact_gc.quantities import show_instant
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _CONCURRENCY: Final = 16
 _Key = tuple[EntityKind, str]
 _UNASKED: Final = "it was not named, or it is not deleted any more"
+_FRESH_S: Final = 60.0
 _NOWHERE: Final = Location("", "")
 """For what lies outside S3: no reference names it, so that of the rules of protection the one by id remains."""
 
@@ -111,10 +113,22 @@ class Asked:
 class CommandCollection:
     """One command's deletions: decided once, swept once, and then asked entity by entity."""
 
-    def __init__(self, opened: Session, asked: Asked, tell: Callable[[str], None]) -> None:
-        self._session, self._asked, self._tell = opened, asked, tell
+    def __init__(
+        self,
+        opened: Session,
+        asked: Asked,
+        tell: Callable[[str], None],
+        opens: Callable[[str], bool] = lambda _uri: False,
+    ) -> None:
+        """``opens``: whether MLflow has a repository for a URI that does not lie on S3."""
+        self._session, self._asked, self._tell, self._opens = opened, asked, tell, opens
         self._settings = Settings.from_env()
         self._accepted: set[_Key] = set()
+        self._read_s = 0.0
+        self._registered: tuple[object, ...] | None = None
+        self._needed: dict[_Key, str] = {}
+        self.proxy_refusal = ""
+        """Why nothing more is asked of the tracking server."""
 
     @property
     def database_id(self) -> str:
@@ -178,8 +192,13 @@ class CommandCollection:
 
     def require_within_brakes(self) -> None:
         """Raises Refused where all of it together is more than may go at once."""
-        plan, dense = self._planned
-        require_within_brakes(self._measured(plan, dense))
+        _ = self._braked
+
+    @cached_property
+    def _braked(self) -> Plan:
+        plan = self._measured(*self._planned)
+        require_within_brakes(plan)
+        return plan
 
     def _measured(self, plan: Plan, dense: frozenset[Location]) -> Plan:
         if not plan.due or (plan.limits.max_objects is None and plan.limits.max_bytes is None):
@@ -199,10 +218,16 @@ class CommandCollection:
             ArtifactGcError: nothing may be touched.
         """
         free = [id_ for id_ in of_mlflow if self._free((kind, id_))]
-        if kind is not EntityKind.RUN:
-            return free
+        if kind is EntityKind.RUN:
+            scope = self._asked.scope
+            with self._session.tracked.reading() as tracking:
+                anyway = tracking.runs_of_deleted_experiments(scope.workspace, scope.experiment_ids)
+            return free + sorted(anyway - set(free))
+        # Those that go with their run, row and all, are not there any more when their turn comes.
+        due = [id_ for of_kind, id_ in self._lines if of_kind is EntityKind.RUN and self._free((of_kind, id_))]
         with self._session.tracked.reading() as tracking:
-            return free + sorted(tracking.runs_of_deleted_experiments() - set(free))
+            along = {model.id for model in tracking.following(due)}
+        return [id_ for id_ in free if id_ not in along]
 
     def _free(self, key: _Key) -> bool:
         lines = self._lines.get(key, ())
@@ -211,7 +236,7 @@ class CommandCollection:
     # What lies outside S3
 
     def elsewhere(self, kind: EntityKind, id_: str) -> bool:
-        """Whether all of it lies outside S3 and may go: that is MLflow's own business.
+        """Whether all of it lies outside S3 and may go, as things are now: that is MLflow's own business.
 
         Raises:
             ArtifactGcError: nothing may be touched.
@@ -223,26 +248,40 @@ class CommandCollection:
         return bool(lines) and all(line.reason is Reason.NOT_ON_S3 for line in lines)
 
     def _kept_elsewhere(self, key: _Key) -> str:
-        """As for what lies on S3: its grace period, and who needs it."""
+        """As for what lies on S3: its grace period, and who needs it. No claim keeps others away: it is asked anew."""
         plan, _ = self._planned
-        for line in self._lines[key]:
+        lines = self._lines[key]
+        for line in lines:
             if line.deleted_ms is None:
                 return Reason.UNDATED.sentence
             if line.deleted_ms > plan.cutoff_ms:
                 return self._grace(line.deleted_ms)
-        return self._needed_elsewhere.get(key, "")
+            if not line.uri or not self._opens(line.uri):
+                return f"{Reason.NOT_ON_S3.sentence}, and MLflow has no repository for its URI"
+        with self._session.tracked.reading() as tracking:
+            now = {(stone.uri, stone.deleted_ms) for stone in tracking.tombstones([lines[0].entity])}
+        if now != {(line.uri, line.deleted_ms) for line in lines}:
+            return _UNASKED
+        return self._needed_elsewhere(key)
 
-    @cached_property
-    def _needed_elsewhere(self) -> dict[_Key, str]:
+    def _needed_elsewhere(self, key: _Key) -> str:
+        """Who needs it: read anew where the registry has changed, and from minute to minute."""
+        registry = self._session.registry
+        state = references.registry_state(registry) if registry is not None else ()
+        if state != self._registered or time.monotonic() - self._read_s > _FRESH_S:
+            self._read_s, self._registered = time.monotonic(), state
+            self._needed = self._needed_now()
+        return self._needed.get(key, "")
+
+    def _needed_now(self) -> dict[_Key, str]:
         keys = [key for key in self._lines if self._outside(key)]
-        if not keys:
-            return {}
         protection = Protection([Candidate(id_, _NOWHERE) for _, id_ in keys], self._session.destination)
         found: dict[_Key, str] = {}
         for one in references.read(self._session.tracked, self._session.registry):
-            if one.live:
-                for hit in protection.protected_by(one):
-                    found.setdefault(keys[hit], f"{Reason.PROTECTED.sentence}: {one.holder}")
+            # A deleted row protects what it lies in, as it does on S3.
+            why = (Reason.PROTECTED if one.live else Reason.NESTED).sentence
+            for hit in protection.protected_by(one):
+                found.setdefault(keys[hit], f"{why}: {one.holder}")
         return found
 
     # Sweeping
@@ -272,8 +311,7 @@ class CommandCollection:
 
     @cached_property
     def _results(self) -> dict[_Key, list[SweepResult]]:
-        plan, dense = self._planned
-        self.require_within_brakes()
+        plan, (_, dense) = self._braked, self._planned
         found: defaultdict[_Key, list[SweepResult]] = defaultdict(list)
         reached = tuple(line for line in plan.due if line.location and line.location.bucket not in self._closed)
         if not reached:
@@ -363,8 +401,18 @@ class CommandCollection:
         return lines[0].uri if asks else ""
 
     def accept(self, kind: EntityKind, id_: str) -> None:
-        """A server of this very database, with our artifact repository, has answered that it is gone."""
-        self._accepted.add((kind, id_))
+        """A server of this very database, with our repository, has answered that it is gone, models and all."""
+        with self._session.tracked.reading() as tracking:
+            self._accepted |= {(kind, id_), *((one.kind, one.id) for one in self._along(tracking, kind, id_))}
+
+    @staticmethod
+    def _along(tracking: references.Tracking, kind: EntityKind, id_: str) -> list[Entity]:
+        return tracking.following([id_]) if kind is EntityKind.RUN else []
+
+    def along(self, kind: EntityKind, id_: str) -> list[Entity]:
+        """The logged models that go with a run."""
+        with self._session.tracked.reading() as tracking:
+            return self._along(tracking, kind, id_)
 
     # Rows
 
@@ -374,12 +422,11 @@ class CommandCollection:
         Raises:
             ArtifactGcError: nothing may be touched.
         """
-        if why := self.why_kept(kind, id_):
+        if not self.elsewhere(kind, id_) and (why := self.why_kept(kind, id_)):
             return why
-        with self._session.tracked.reading() as tracking:
-            keys = [(kind, id_), *((one.kind, one.id) for one in tracking.following([id_]))]
-        verified = {self._lines[key][0].entity: self._lines[key] for key in keys if not self.why_kept(*key)}
-        gone = self._eraser.erase(verified)
+        keys = [(kind, id_), *((one.kind, one.id) for one in self.along(kind, id_))]
+        done = [key for key in keys if self.elsewhere(*key) or not self.why_kept(*key)]
+        gone = self._eraser.erase({self._lines[key][0].entity: self._lines[key] for key in done})
         if any(entity.id == id_ for entity in gone):
             return ""
         return "it was restored, or something that stays refers to its row"
@@ -406,12 +453,12 @@ class CommandCollection:
         self._eraser.erase({self._lines[key][0].entity: self._lines[key] for key in mine if key not in kept})
         with self._session.tracked.reading() as tracking:
             left = tracking.left_of(id_)
-        strange = [entity for entity in left if not self.elsewhere(entity.kind, entity.id)]
-        if not strange:
+        if not left:
             return ""
-        first = strange[0]
+        # Also what lies outside S3: of a logged model or trace there MLflow never deletes the files.
+        first = left[0]
         why = kept.get((first.kind, first.id), "it was restored, or something that stays refers to its row")
-        return f"{first} stays ({why})" + (f", and {len(strange) - 1:,} more" if len(strange) > 1 else "")
+        return f"{first} stays ({why})" + (f", and {len(left) - 1:,} more" if len(left) > 1 else "")
 
     @cached_property
     def _eraser(self) -> Eraser:

@@ -385,14 +385,24 @@ class Tracking:
         row = self._connection.execute(query.where(experiments.c.experiment_id == int(experiment_id))).one_or_none()
         return (row[0], row[1]) if row else ("", None)
 
-    def runs_of_deleted_experiments(self) -> set[str]:
-        """The ids of deleted runs in deleted experiments."""
+    def runs_of_deleted_experiments(self, workspace: str | None, experiment_ids: Sequence[str]) -> set[str]:
+        """The ids of deleted runs in deleted experiments: of one workspace, or of all; of these experiments, if any."""
         runs, experiments = self._runs, self._experiments
         joined = runs.join(experiments, runs.c.experiment_id == experiments.c.experiment_id)
         query = sa.select(runs.c.run_uuid).select_from(joined)
-        return set(
-            self._connection.execute(query.where(self._experiment_deleted, runs.c.lifecycle_stage == DELETED)).scalars()
-        )
+        query = query.where(self._experiment_deleted, runs.c.lifecycle_stage == DELETED)
+        if workspace is not None:
+            query = query.where(self._workspace == workspace)
+        if experiment_ids:
+            query = query.where(
+                experiments.c.experiment_id.in_([int(id_) for id_ in experiment_ids if id_.isdecimal()])
+            )
+        return set(self._connection.execute(query).scalars())
+
+    def experiment_uris(self) -> list[tuple[str, str]]:
+        """Every experiment's ``artifact_location`` and workspace."""
+        query = sa.select(self._experiments.c.artifact_location, self._workspace)
+        return [(uri, workspace) for uri, workspace in self._connection.execute(query) if uri]
 
     def left_of(self, experiment_id: str) -> list[Entity]:
         """Whose rows, live or deleted, an experiment still has; of traces those that have artifacts."""

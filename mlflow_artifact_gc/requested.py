@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import policy, references, s3
 from mlflow_artifact_gc.collecting import Asked, CommandCollection, Stores
-from mlflow_artifact_gc.errors import ArtifactsKept
+from mlflow_artifact_gc.errors import ArtifactsKept, NotOnS3, UnreadableUri
+from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Entity, EntityKind, Tombstone
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.protection import Candidate, Protection
 
 if TYPE_CHECKING:
-    from mlflow_artifact_gc.locations import Location
     from mlflow_artifact_gc.session import Session
 
 _LIKE_AN_ID: Final = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
+WHOLE: Final = "artifact-gc-whole"
+"""Behind the path of a run or logged model: all of it, or nothing. A server without us finds nothing there."""
 _PAYLOADS: Final = frozenset({"traces.pb", "traces.json"})
 """What MLflow itself deletes of a trace, when it deletes the trace or has written its archive in vain."""
 
@@ -48,6 +51,10 @@ def delete(stores: Stores, place: Location, tell: Callable[[str], None], sign: C
         sign(opened.site.database_id)
         if place.prefix.endswith(f"{s3.MARKER_NAME}/"):
             raise ArtifactsKept(f"{place.uri} says whose the root is: it stays")
+        if place.prefix.endswith(f"/{WHOLE}/"):
+            if not _delete(opened, place.parent(), tell):
+                raise ArtifactsKept(f"{place.parent().uri} is not all of a run's or a logged model's")
+            return True
         return _delete(opened, place, tell)
 
 
@@ -59,19 +66,37 @@ def _delete(opened: Session, place: Location, tell: Callable[[str], None]) -> bo
     if owners:
         _sweep(opened, owners, place, tell)
         return True
-    if any(segment for segment in segments if _LIKE_AN_ID.fullmatch(segment)) and not rows:
-        raise ArtifactsKept(f"{place.uri} has an id that is no row's: whose it was is not known")
-    for row in rows:
-        inside = _place(row, opened)
-        if inside is None or not inside.contains(place):
-            raise ArtifactsKept(f"{place.uri} is not a part of what {row.entity} has, by its row")
-    if any(row.entity.kind is EntityKind.TRACE for row in rows) and segments[-1] in _PAYLOADS:
+    entities = {row.entity: [_place(one, opened) for one in rows if one.entity == row.entity] for row in rows}
+    for entity, places in entities.items():
+        if not any(inside is not None and inside.contains(place) for inside in places):
+            raise ArtifactsKept(f"{place.uri} is not a part of what {entity} has, by its row")
+    if not rows:
+        _require_strange(opened, place, segments)
+    if len(entities) == 1 and _is_payload(rows, place, opened):
         return False
     _require_live(opened, rows)
-    id_ = rows[0].entity.id if rows else place.prefix
-    if holder := _needed_by(opened, place, id_):
+    if holder := _needed_by(opened, place, rows[0].entity.id if rows else place.prefix):
         raise ArtifactsKept(f"{place.uri} is kept: {holder} needs it")
     return False
+
+
+def _is_payload(rows: Sequence[Tombstone], place: Location, opened: Session) -> bool:
+    """Whether this is all that MLflow deletes of a trace, when it deletes the trace."""
+    name = place.prefix.rstrip("/").rpartition("/")[2]
+    places = [_place(row, opened) for row in rows if row.entity.kind is EntityKind.TRACE]
+    return name in _PAYLOADS and place.parent() in places
+
+
+def _require_strange(opened: Session, place: Location, segments: Sequence[str]) -> None:
+    """What no row has is known to be nobody's only where none of MLflow's roots is."""
+    with opened.tracked.reading() as tracking:
+        uris = tracking.experiment_uris()
+    roots = [opened.destination.root] if opened.destination.root else []
+    for uri, workspace in uris:
+        with suppress(NotOnS3, UnreadableUri):
+            roots.append(Location.parse(uri, opened.destination, workspace))
+    if any(root.overlaps(place) for root in roots) or any(map(_LIKE_AN_ID.fullmatch, segments)):
+        raise ArtifactsKept(f"{place.uri} is no row's, so whose it is is not known")
 
 
 def _place(row: Tombstone, opened: Session) -> Location | None:
@@ -100,8 +125,9 @@ def _sweep(opened: Session, owners: Sequence[Tombstone], place: Location, tell: 
         # To name it by its path is not to say that its date does not matter.
         raise ArtifactsKept(f"{entity} is kept: its row says not when it was deleted")
     mine = CommandCollection(opened, Asked(scope=_scope(entity), by_id=True, spare_versions=_spares(opened)), tell)
-    if why := mine.why_kept(entity.kind, entity.id):
-        raise ArtifactsKept(f"{entity} is kept: {why}")
+    for one in (entity, *mine.along(entity.kind, entity.id)):
+        if why := mine.why_kept(one.kind, one.id):
+            raise ArtifactsKept(f"{one} is kept: {why}")
 
 
 def _scope(entity: Entity) -> Scope:

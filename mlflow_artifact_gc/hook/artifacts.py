@@ -7,7 +7,6 @@ what a repository can do.
 from __future__ import annotations
 
 import posixpath
-import uuid
 from typing import Any, Final, NoReturn
 
 from mlflow.exceptions import InvalidUrlException, MlflowException
@@ -121,15 +120,17 @@ class GcRepository(ArtifactRepository):  # type: ignore[misc]
             raise ArtifactsStay(f"{self._kind.value.replace('_', ' ')} {self._id} is kept: {why}")
 
     def _through_the_proxy(self, uri: str) -> None:
-        what = f"{self._kind.value.replace('_', ' ')} {self._id} is kept: S3 is out of reach, and its server"
-        # First a place where nothing can be: another server, or one without us, deletes nothing then.
-        status, site, _ = _ask(uri, f"{stock_gc.SCHEME}-{uuid.uuid4().hex}")
-        if site != self._command.collection.database_id:
-            other = "is another site's" if site else f"deletes as MLflow does (it answered {status})"
-            raise ArtifactsStay(f"{what} {other}")
-        status, site, said = _ask(uri, None)
-        if status != _OK or site != self._command.collection.database_id:
-            raise ArtifactsStay(f"{what} answered {status}{f': {said}' if status == _CONFLICT else ''}")
+        collection = self._command.collection
+        what = f"{self._kind.value.replace('_', ' ')} {self._id} is kept: S3 is out of reach, and "
+        if not collection.proxy_refusal:
+            status, site, said = _ask(uri)
+            if status == _OK and site == collection.database_id:
+                return
+            if status == _CONFLICT and site == collection.database_id:
+                raise ArtifactsStay(f"{what}the tracking server keeps it: {said}")
+            # What holds for every run is not asked for every run.
+            collection.proxy_refusal = _refusal(status, site)
+        raise ArtifactsStay(what + collection.proxy_refusal)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> NoReturn:
         raise NotImplementedError
@@ -144,17 +145,23 @@ class GcRepository(ArtifactRepository):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def _ask(uri: str, path: str | None) -> tuple[int, str | None, str]:
-    """Has the tracking server delete; its status, whose server it says to be, and what it says."""
+def _refusal(status: int, site: str | None) -> str:
+    if site:
+        return "the tracking server is another site's"
+    return f"the tracking server deletes as MLflow does (it answered {status})" if status else "so is its server"
+
+
+def _ask(uri: str) -> tuple[int, str | None, str]:
+    """Has the tracking server delete all at a URI; its status (0: none), whose server it says to be, what it says."""
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
     from mlflow.utils.rest_utils import http_request
 
     try:
         through = MlflowArtifactsRepository(uri)
-        answer = http_request(through._host_creds, f"/{path}" if path else "/", "DELETE")
-    except Exception as error:
+        answer = http_request(through._host_creds, f"/{requested.WHOLE}", "DELETE")
+    except Exception:
         # Its text may hold the server's URL, and that a password.
-        raise ArtifactsStay(f"S3 is out of reach, and the tracking server too: {type(error).__name__}") from None
+        return 0, None, ""
     try:
         said = str(answer.json().get("message", ""))
     except ValueError:

@@ -38,6 +38,9 @@ class Command:
     names_models: bool
 
 
+_Begun = dict[tuple[click.Context, str, str | None], Command | None]
+
+
 def attach(store: Any) -> None:
     """Have a tracking store answer ``mlflow gc`` as we know it; in every other process it answers as MLflow's own."""
     uri: str = store.db_uri
@@ -94,22 +97,25 @@ def current(uri: str) -> Command | None:
     context = _context()
     if context is None:
         return None
-    begun: dict[tuple[str, str | None], Command | None] = context.meta.setdefault(_META, {})
-    key = uri, _workspace(context.params)
+    begun: _Begun = context.meta.setdefault(_META, {})
+    workspace = _workspace(context.params)
+    # Whoever calls the command several times does so in contexts that share their meta.
+    key = context, uri, workspace
     if key not in begun:
-        begun[key] = guarded(lambda: _begin(context, *key, first=not begun))
+        first = all(of is not context for of, _, _ in begun)
+        begun[key] = guarded(lambda: _begin(context, uri, workspace, first=first))
     return begun[key]
 
 
 def answering(uri: str) -> tuple[Command, EntityKind, str]:
     """The command and the entity that a URI of ours was made for."""
     context = _context()
-    begun: dict[tuple[str, str | None], Command | None] = context.meta.get(_META, {}) if context else {}
+    begun: _Begun = context.meta.get(_META, {}) if context else {}
     kind, _, id_ = uri.partition(":")[2].lstrip("/").partition("/")
     if context is not None:
         workspace = _workspace(context.params)
-        for (_, of_workspace), command in begun.items():
-            if command is not None and of_workspace == workspace:
+        for (of_context, _, of_workspace), command in begun.items():
+            if command is not None and of_context is context and of_workspace == workspace:
                 return command, EntityKind(kind), id_
     raise guarded_error(f"{uri} is no place: it means something inside 'mlflow gc' alone")
 
@@ -149,8 +155,26 @@ def _begin(context: click.Context, uri: str, workspace: str | None, *, first: bo
         everything = replace(asked, scope=replace(asked.scope, workspace=None))
         CommandCollection(opened, everything, tell).require_within_brakes()
     return Command(
-        collection=CommandCollection(opened, asked, tell), names_runs=bool(run_ids), names_models=bool(model_ids)
+        collection=CommandCollection(opened, asked, tell, _opens),
+        names_runs=bool(run_ids),
+        names_models=bool(model_ids),
     )
+
+
+def _opens(uri: str) -> bool:
+    from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
+    from mlflow.utils.uri import get_uri_scheme
+
+    return get_uri_scheme(uri) in get_registered_artifact_repositories()
+
+
+def refuse(store: Any) -> None:
+    """Have ``mlflow gc`` end before it does anything: where we could not attach, nobody would keep what is needed."""
+
+    def get_deleted_runs(*_arguments: Any, **_named: Any) -> list[str]:
+        raise guarded_error("it could not attach to this version of MLflow, so 'mlflow gc' would delete unprotected")
+
+    store._get_deleted_runs = get_deleted_runs
 
 
 def tell(what: str) -> None:
@@ -225,7 +249,7 @@ def _erasing(kind: EntityKind) -> Callable[[Callable[[str], None], str], Callabl
     def wrap(original: Callable[[str], None], uri: str) -> Callable[[str], None]:
         def hard_delete(id_: str) -> None:
             command = current(uri)
-            if command is None or guarded(lambda: command.collection.elsewhere(kind, id_)):
+            if command is None:
                 original(id_)
             elif why := guarded(lambda: command.collection.erase(kind, id_)):
                 _stays(f"{kind.value.replace('_', ' ')} {id_}", why)

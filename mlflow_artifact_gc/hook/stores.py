@@ -26,12 +26,13 @@ def attend(store: Any, *, hosts: bool = False, quiet: bool = False) -> None:
         _tell("mlflow-artifact-gc records nothing of this store; MLflow works as without it", error)
     if not hosts:
         return
-    try:
-        from mlflow_artifact_gc.hook import stock_gc
+    from mlflow_artifact_gc.hook import stock_gc
 
+    try:
         stock_gc.attach(store)
     except Exception as error:
-        _tell("mlflow-artifact-gc does not look after 'mlflow gc'; MLflow works as without it", error)
+        _tell("mlflow-artifact-gc cannot look after 'mlflow gc', and lets it end", error)
+        stock_gc.refuse(store)
     try:
         from mlflow_artifact_gc.hook import host
 

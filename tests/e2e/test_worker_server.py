@@ -793,7 +793,7 @@ def test_a_database_that_goes_away_and_comes_back(
     site = Site.direct(with_password(pg_uri), far, bucket)
     init(site, *NOW)
     experiment, log = site.experiment(), tmp_path / "worker.log"
-    dead = [site.run(experiment, n_objects=SOME) for _ in range(15)]
+    dead = [site.run(experiment, n_objects=SOME) for _ in range(30)]
     live = site.run(site.experiment(), n_objects=SOME)
     all_gone = [gone(site, one) for one in dead]
     before = site.snapshot()

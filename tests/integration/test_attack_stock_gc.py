@@ -17,8 +17,10 @@ import click
 import pytest
 import sqlalchemy as sa
 
-from mlflow_artifact_gc import schema
+from mlflow_artifact_gc import schema, surveying
+from mlflow_artifact_gc.collecting import CommandCollection
 from mlflow_artifact_gc.hook import stock_gc
+from mlflow_artifact_gc.model import EntityKind
 from mlflow_artifact_gc.s3 import MARKER_NAME
 from tests.command import init, run
 from tests.servers import S3Server
@@ -169,6 +171,115 @@ def test_files_of_what_is_not_named_stay(site: Site, tmp_path: Path) -> None:
     assert named not in rows(site)
 
 
+@pytest.fixture
+def after_the_plan(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Has something done once the command knows what it will ask for."""
+    candidates = CommandCollection.candidates
+
+    def arrange(act: Callable[[], object]) -> None:
+        done: list[object] = []
+
+        def then_act(self: CommandCollection, kind: EntityKind, of_mlflow: Any) -> list[str]:
+            found = candidates(self, kind, of_mlflow)
+            if kind is EntityKind.LOGGED_MODEL and not done:
+                done.append(act() or True)
+            return found
+
+        monkeypatch.setattr(CommandCollection, "candidates", then_act)
+
+    return arrange
+
+
+@pytest.fixture
+def old_local_run(site: Site, tmp_path: Path) -> tuple[str, Files]:
+    """A run with a file, past its grace period; the site is opted in."""
+    made, files = local_run(site, tmp_path)
+    site.run(site.experiment(), n_objects=1)
+    site.delete_run(made, deleted_ms=ago(10))
+    init(site)
+    return made, files
+
+
+def test_what_is_registered_meanwhile_stays_outside_s3_too(
+    site: Site, old_local_run: tuple[str, Files], after_the_plan: Callable[[Callable[[], object]], None]
+) -> None:
+    """No claim keeps a registration away there, so that it is asked again, right before."""
+    made, files = old_local_run
+    after_the_plan(lambda: site.register("churn", f"{files.path.parent.parent}/model", run_id=made))
+    assert mlflow_gc(site).code == 0
+    assert made in rows(site)
+    assert files.path.exists()
+
+
+def test_what_is_deleted_again_meanwhile_has_a_new_grace_period(
+    site: Site, old_local_run: tuple[str, Files], after_the_plan: Callable[[Callable[[], object]], None]
+) -> None:
+    """Restored and deleted while the command works."""
+    made, files = old_local_run
+
+    def again() -> None:
+        site.restore_run(made)
+        site.delete_run(made)
+
+    after_the_plan(again)
+    assert mlflow_gc(site).code == 0
+    assert made in rows(site)
+    assert files.path.exists()
+
+
+def test_what_is_restored_at_the_last_moment_keeps_its_row(
+    site: Site, old_local_run: tuple[str, Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its files' end and its row's."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    made, _ = old_local_run
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", lambda *_: site.restore_run(made))
+    assert mlflow_gc(site).code == 0
+    assert site.store.get_run(made).info.lifecycle_stage == "active"
+
+
+def test_a_local_model_keeps_its_experiment(site: Site, tmp_path: Path) -> None:
+    """MLflow deletes no files of a deleted experiment's logged models: while they are there, their rows are."""
+    experiment = site.experiment(artifact_location=f"file://{tmp_path}/art")
+    model = site.store.create_logged_model(experiment)
+    files = Files(model.artifact_location)
+    site.delete_experiment(experiment, deleted_ms=ago(10))
+    init(site)
+    assert mlflow_gc(site).code == 0
+    assert {experiment, model.model_id} <= rows(site)
+    assert files.path.exists()
+
+
+def test_what_lies_in_a_deleted_local_run_keeps_it(site: Site, tmp_path: Path) -> None:
+    """An experiment inside a run's folder that was deleted just now can be restored: its files are there."""
+    outer, _ = local_run(site, tmp_path)
+    place = site.artifact_uri(outer)
+    inner, files = local_run(site, tmp_path, site.experiment(artifact_location=f"{place}/sub"))
+    site.delete_run(outer, deleted_ms=ago(10))
+    site.delete_experiment(site.store.get_run(inner).info.experiment_id)
+    init(site)
+    assert mlflow_gc(site).code == 0
+    assert {outer, inner} <= rows(site)
+    assert files.path.exists()
+
+
+@pytest.mark.parametrize("uri", ["s3a://bucket/x/{id}/artifacts", None, ""])
+def test_what_mlflow_cannot_open_does_not_end_the_command(site: Site, uri: str | None) -> None:
+    """A place that no repository of MLflow's is for keeps its row, and the next ones go."""
+    experiment = site.experiment()
+    odd, other, gone = site.run(experiment), site.run(experiment, n_objects=1), site.experiment()
+    for made in (odd, other):
+        site.delete_run(made)
+    site.delete_experiment(gone)
+    text = uri.format(id=odd) if uri else uri
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", uri=text, id=odd)
+    init(site, *NOW)
+    ran = mlflow_gc(site, "--run-ids", f"{odd},{other}")
+    assert ran.code == 0, ran.error
+    assert rows(site) & {odd, other} == {odd}
+
+
 # Experiments
 
 
@@ -227,6 +338,61 @@ def test_ids_and_a_date_together(site: Site) -> None:
     assert ran.code == 0, ran.error
     assert rows(site) & {named, along} == {along}
     assert keys(site, along)
+
+
+def test_another_workspace_s_runs_do_not_end_the_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow finds no run of another workspace, and gives up where it is told of one."""
+    ours, theirs = (_workspace(site, name, 3) for name in ("wa", "wb"))
+    site.execute("UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'wb'")
+    for made in ours:
+        site.client.put_object(Bucket=site.bucket, Key=f"mlruns/workspaces/wa/e/{made}/artifacts/x", Body=b"1")
+    init(site, *NOW)
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
+    ran = mlflow_gc(site, "--workspace", "wa")
+    assert ran.code == 0, ran.error
+    assert rows(site) & {*ours, *theirs} == {*theirs}
+
+
+def test_a_model_that_goes_with_its_run_is_not_asked_for_again(site: Site) -> None:
+    """Deleted by itself too: its row goes with the run's, and the others' turn comes."""
+    experiment, gone = site.experiment(), site.experiment()
+    live, deleted = (site.run(experiment, n_objects=1) for _ in range(2))
+    along, other = site.logged_model(experiment, deleted, n_objects=1), site.logged_model(experiment, live, n_objects=1)
+    for model in (along, other):
+        site.delete_logged_model(model)
+    site.delete_run(deleted)
+    site.delete_experiment(gone)
+    init(site, *NOW, "--models", "follow-run")
+    ran = mlflow_gc(site)
+    assert ran.code == 0, ran.error
+    assert rows(site) & {live, deleted, along, other, gone} == {live}
+
+
+def test_each_call_of_the_command_is_one_of_its_own(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script's command that invokes it for one id after the other, in contexts that share their meta."""
+    from click.testing import CliRunner
+    from mlflow.cli import gc
+    from mlflow.tracking._tracking_service import utils
+
+    experiment = site.experiment()
+    made = [site.run(experiment, n_objects=1) for _ in range(3)]
+    for one in made:
+        site.delete_run(one)
+    init(site, *NOW)
+    monkeypatch.setattr(utils, "_tracking_uri", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", site.uri)
+
+    @click.command()
+    @click.pass_context
+    def nightly(context: click.Context) -> None:
+        for one in made[:2]:
+            context.invoke(gc, backend_store_uri=site.uri, run_ids=one)
+
+    ran = CliRunner().invoke(nightly, [])
+    forget_stores()
+    assert ran.exit_code == 0, ran.exception
+    assert rows(site) & {*made} == {made[2]}
+    assert [len(keys(site, one)) for one in made] == [0, 0, 1]
 
 
 def test_a_context_that_says_nothing_is_no_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +531,27 @@ def test_objects_are_a_brake_here_too(site: Site, monkeypatch: pytest.MonkeyPatc
     assert made in rows(site)
 
 
+def test_brakes_are_measured_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the command, and not for each of its entities."""
+    experiment = site.experiment()
+    made = [site.run(experiment, n_objects=1) for _ in range(4)]
+    for one in made:
+        site.delete_run(one)
+    init(site, *NOW)
+    monkeypatch.setenv("MLFLOW_ARTIFACT_GC_MAX_OBJECTS", "1000")
+    measured: list[int] = []
+    measure = surveying.measure
+
+    def counting(surveyor: Any, tasks: Any, *more: Any, **how: Any) -> Any:
+        measured.append(len(tasks))
+        return measure(surveyor, tasks, *more, **how)
+
+    monkeypatch.setattr(surveying, "measure", counting)
+    assert mlflow_gc(site).code == 0
+    assert len(measured) == 1
+    assert not rows(site) & {*made}
+
+
 def test_the_share_is_of_all_workspaces_together(site: Site) -> None:
     """A third of everything in each of three workspaces is everything."""
     ids = [_workspace(site, name, 40) for name in ("wa", "wb", "wc")]
@@ -407,8 +594,9 @@ def out_of_reach(proxied_site: Site, monkeypatch: pytest.MonkeyPatch) -> tuple[S
     site = proxied_site
     experiment = site.experiment()
     site.run(experiment, n_objects=1)
-    made = site.run(experiment, n_objects=2)
+    made, other = (site.run(experiment, n_objects=2) for _ in range(2))
     site.delete_run(made)
+    site.delete_run(other)
     init(site, *NOW)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -422,8 +610,8 @@ def test_a_server_without_us_is_asked_for_nothing(out_of_reach: tuple[Site, str]
     assert ran.code == 0
     assert f"run {made} was NOT deleted" in ran.err
     assert made in rows(site)
-    assert all("/artifacts/artifact-gc-" in path for path in stranger.asked)
-    assert len(stranger.asked) == 1
+    assert all(path.endswith("/artifacts/artifact-gc-whole") for path in stranger.asked)
+    assert len(stranger.asked) == 1, "once for all of them"
 
 
 def test_no_password_of_a_server_is_shown(out_of_reach: tuple[Site, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,6 +712,54 @@ def test_the_payload_of_a_trace_goes_and_its_attachments_stay(site: Site, served
     assert [key.rpartition("/")[2] for key in keys(site, trace)] == ["a"]
 
 
+def test_an_archived_trace_s_payload_goes_wherever_it_lies(site: Site, served: Callable[[Site], None]) -> None:
+    """A trace has two places then; what is called like its payload and is none stays."""
+    experiment = site.experiment()
+    trace = site.trace(experiment, {"attachments/traces.pb": b"1"})
+    archive = f"s3://{site.bucket}/archive/{experiment}/traces/{trace}/artifacts"
+    site.execute(
+        "INSERT INTO trace_tags (request_id, key, value) VALUES (:id, 'mlflow.trace.archiveLocation', :uri)",
+        id=trace,
+        uri=archive,
+    )
+    site.write(trace, archive, {"traces.pb": b"x"})
+    document = json.dumps({"image": f"mlflow-attachment://traces.pb?trace_id={trace}"})
+    site.execute("INSERT INTO evaluation_datasets (dataset_id, name) VALUES ('d', 'd')")
+    site.execute(
+        "INSERT INTO evaluation_dataset_records (dataset_record_id, dataset_id, inputs, input_hash) "
+        "VALUES ('r', 'd', :document, 'h')",
+        document=document,
+    )
+    init(site)
+    served(site)
+    assert delete(archive, "traces.pb") == ""
+    assert "evaluation dataset d" in delete(_first_place(site, trace), "attachments/traces.pb")
+    assert [key.rpartition("/")[2] for key in keys(site, trace)] == ["traces.pb"]
+
+
+def _first_place(site: Site, trace: str) -> str:
+    with site.engine.connect() as connection:
+        query = "SELECT value FROM trace_tags WHERE request_id = :id AND key = 'mlflow.artifactLocation'"
+        return str(connection.execute(sa.text(query), {"id": trace}).scalar_one())
+
+
+def test_folders_that_no_row_knows_stay(proxied_site: Site, served: Callable[[Site], None]) -> None:
+    """What lies in them may be another database's; outside MLflow's roots a path is nobody's, and goes as asked."""
+    site = proxied_site
+    site.run(site.experiment(), n_objects=1)
+    init(site)
+    served(site)
+    inside = f"artifacts/77/{uuid.uuid4().hex}/artifacts/x"
+    outside = "scratch/x"
+    for key in (inside, outside):
+        site.client.put_object(Bucket=site.bucket, Key=key, Body=b"1")
+    assert "whose it is is not known" in delete(site.destination or "", "77")
+    assert delete(f"s3://{site.bucket}/scratch") == ""
+    left = site.snapshot().keys
+    assert inside in left
+    assert outside not in left
+
+
 def test_a_marker_and_what_no_row_knows_stay(proxied_site: Site, served: Callable[[Site], None]) -> None:
     """A root's marker; and a run of another database, or of nobody any more."""
     site = proxied_site
@@ -535,7 +771,7 @@ def test_a_marker_and_what_no_row_knows_stay(proxied_site: Site, served: Callabl
     unknown = uuid.uuid4().hex
     site.client.put_object(Bucket=site.bucket, Key=f"artifacts/7/{unknown}/artifacts/x", Body=b"1")
     assert "says whose the root is" in delete(site.destination or "", MARKER_NAME)
-    assert "is no row's" in delete(site.destination or "", f"7/{unknown}/artifacts")
+    assert "whose it is is not known" in delete(site.destination or "", f"7/{unknown}/artifacts")
     assert sorted(site.snapshot().keys) == sorted([f"artifacts/{MARKER_NAME}", f"artifacts/7/{unknown}/artifacts/x"])
 
 
@@ -595,6 +831,19 @@ def test_a_registry_elsewhere_is_left_alone_afterwards(
     for number in range(6):
         assert delete(site.artifact_uri(live), f"absent-{number}") == ""
     assert opened() <= before
+
+
+def test_where_we_cannot_attach_the_command_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would delete unprotected what somebody has had protected."""
+    made = site.run(site.experiment(), n_objects=1)
+    site.delete_run(made)
+    init(site)
+    monkeypatch.setattr(stock_gc, "attach", lambda _store: 1 / 0)
+    ran = mlflow_gc(site)
+    assert ran.code == 1
+    assert "could not attach" in str(ran.error)
+    assert made in rows(site)
+    assert keys(site, made)
 
 
 def test_the_names_that_this_relies_on() -> None:

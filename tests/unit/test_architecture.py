@@ -247,7 +247,7 @@ def test_only_the_edges_read_the_clock() -> None:
 
 def test_only_those_who_wait_hold_a_stopwatch() -> None:
     """A monotonic clock measures budgets and delays, and decides nothing else."""
-    rooms = {"cli", "demo", "fence", "purging", "sweeping", "s3", "hook", "worker"}
+    rooms = {"cli", "demo", "fence", "purging", "sweeping", "s3", "hook", "worker", "collecting"}
     assert _users_of(STOPWATCHES, rooms_allowed=rooms) == []
 
 
