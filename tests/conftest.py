@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.abilities import need
 from tests.servers import PostgresServer, S3Server
 from tests.site import Site
 
@@ -32,6 +33,13 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """The seed, for repeating a failure."""
     return f"seed: {SEED} (repeat with TEST_SEED={SEED})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what an old MLflow cannot do (see tests/abilities.py)."""
+    for marker in item.iter_markers("needs"):
+        for ability in marker.args:
+            need(ability)
 
 
 @pytest.fixture(autouse=True)
