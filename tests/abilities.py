@@ -47,6 +47,18 @@ def _traces_that_go_with_their_experiment() -> bool:
     return hasattr(SqlExperiment, "trace_infos")
 
 
+def _presigned_urls() -> bool:
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    return hasattr(S3ArtifactRepository, "create_presigned_upload_url")
+
+
+def _deletions_that_spare_siblings() -> bool:
+    from mlflow.store.artifact import artifact_repo
+
+    return hasattr(artifact_repo, "_is_object_key_within_path")
+
+
 def _trace_archives() -> bool:
     return hasattr(_store(), "archive_traces")
 
@@ -60,8 +72,10 @@ def _read_replicas() -> bool:
 
 
 ABILITIES: Final[dict[str, Callable[[], bool]]] = {
+    "deletions_that_spare_siblings": _deletions_that_spare_siblings,
     "gc_of_logged_models": _gc_of_logged_models,
     "logged_models": _logged_models,
+    "presigned_urls": _presigned_urls,
     "read_replicas": _read_replicas,
     "trace_archives": _trace_archives,
     "traces_by_info": _traces_by_info,

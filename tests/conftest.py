@@ -52,6 +52,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    # MLflow's migrations, which an old one runs at each start, take the root logger's handlers away, caplog's too.
+    monkeypatch.setattr("logging.config.fileConfig", lambda *_arguments, **_how: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

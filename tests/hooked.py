@@ -194,6 +194,11 @@ class Hooked:
                 for table, columns in tables.items()
             }
 
+    @property
+    def workspace(self) -> str | None:
+        """Where an MLflow with workspaces has everything."""
+        return "default" if has("workspaces") else None
+
     def uri_of(self, run: str) -> str:
         return str(self.scalar("SELECT artifact_uri FROM runs WHERE run_uuid = :id", id=run))
 

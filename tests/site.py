@@ -10,9 +10,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -238,6 +238,10 @@ class Site:
         model_id: str = model.model_id
         return model_id
 
+    def logged_models(self, experiment: str, source_run: str | None = None, *, n_objects: int = 0) -> list[str]:
+        """One logged model, for a test that is about more than these; none where an old MLflow has none."""
+        return [self.logged_model(experiment, source_run, n_objects=n_objects)] if has("logged_models") else []
+
     def delete_logged_model(self, model_id: str, deleted_ms: int | None = None) -> None:
         self.store.delete_logged_model(model_id)
         if deleted_ms is not None:
@@ -256,7 +260,7 @@ class Site:
 
     def delete_trace(self, experiment: str, trace_id: str) -> None:
         """Removes a trace's row, as MLflow does: at once, and its objects stay."""
-        self.store.delete_traces(experiment, trace_ids=[trace_id])
+        delete_traces(self.store, experiment, [trace_id])
 
     # Model registry
 
@@ -396,11 +400,10 @@ _ALIASES = "SELECT name, alias, version FROM registered_model_aliases"
 
 def engines_of(store_class: Any) -> dict[str, sa.Engine]:
     """The engines that a class of MLflow's stores keeps, one per URI, for the life of the process."""
-    found: dict[str, sa.Engine]
-    for name in ("_engine_map", "_db_uri_sql_alchemy_engine_map"):
-        if (found := getattr(store_class, name, None)) is not None:  # type: ignore[assignment]
-            return found
-    return {}
+    found: dict[str, sa.Engine] = {}
+    for name in ("_db_uri_sql_alchemy_engine_map", "_engine_map"):
+        found = getattr(store_class, name, found)
+    return found
 
 
 def make_trace(store: Any, experiment: str, tags: Mapping[str, str] | None = None) -> str:
@@ -422,6 +425,18 @@ def make_trace(store: Any, experiment: str, tags: Mapping[str, str] | None = Non
         )
     )
     return trace_id
+
+
+def delete_traces(store: Any, experiment: str, trace_ids: Sequence[str]) -> None:
+    """Removes the rows of these traces by MLflow's tracking store."""
+    store.delete_traces(experiment, **{"trace_ids" if has("traces_by_info") else "request_ids": list(trace_ids)})
+
+
+def writing(store: Any) -> AbstractContextManager[Any]:
+    """A session of an MLflow store that may write."""
+    how = {"read_only": False} if has("read_replicas") else {}
+    made: AbstractContextManager[Any] = store.ManagedSessionMaker(**how)
+    return made
 
 
 def _row(kind: str, entity: str, experiment: int, stage: str, uri: str | None) -> Row:

@@ -20,13 +20,14 @@ from sqlalchemy import (
 from mlflow_artifact_gc import database, schema, tables
 from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
 from mlflow_artifact_gc.schema import SchemaState
+from tests.abilities import has
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-OLDER_MLFLOW = "bf29a5ff90ea"
-"""A revision of MLflow's schema from before the newest: its 3.4."""
+OLDER_MLFLOW = ("bf29a5ff90ea", "867495a8f9d4")
+"""Revisions of MLflow's schema from before the newest: its 3.4, and for an MLflow that knows no logged models, 2.13."""
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +407,7 @@ def test_mlflow_upgrades_over_our_tables(engine: Engine, tmp_path: Path) -> None
     """Ours are made beside an older MLflow's; its upgrade to the newest passes and leaves ours as they are."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    mlflow_initialize_at(engine, OLDER_MLFLOW)
+    mlflow_initialize_at(engine, OLDER_MLFLOW[not has("logged_models")])
     with engine.begin() as connection:
         schema.upgrade(connection)
         before = describe(connection)
