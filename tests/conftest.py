@@ -5,6 +5,7 @@ An MLflow database takes MLflow ten seconds to make, so each test gets a copy of
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import random
 import shutil
@@ -30,9 +31,10 @@ def pytest_configure() -> None:
     os.environ["DO_NOT_TRACK"] = "true"
 
 
-def pytest_report_header() -> str:
-    """The seed, for repeating a failure."""
-    return f"seed: {SEED} (repeat with TEST_SEED={SEED})"
+def pytest_report_header() -> list[str]:
+    """The seed, for repeating a failure, and the versions that decide most beside it."""
+    tested = [f"{name} {importlib.metadata.version(name)}" for name in ("mlflow", "sqlalchemy", "boto3")]
+    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", f"tested with: {', '.join(tested)}"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
