@@ -24,6 +24,14 @@ def _store() -> Any:
     return SqlAlchemyStore
 
 
+def _jobs() -> bool:
+    return importlib.util.find_spec("mlflow.server.jobs") is not None
+
+
+def _uvicorn() -> bool:
+    return importlib.util.find_spec("mlflow.server.fastapi_app") is not None
+
+
 def _logged_models() -> bool:
     return hasattr(_store(), "create_logged_model")
 
@@ -74,12 +82,14 @@ def _read_replicas() -> bool:
 ABILITIES: Final[dict[str, Callable[[], bool]]] = {
     "deletions_that_spare_siblings": _deletions_that_spare_siblings,
     "gc_of_logged_models": _gc_of_logged_models,
+    "jobs": _jobs,
     "logged_models": _logged_models,
     "presigned_urls": _presigned_urls,
     "read_replicas": _read_replicas,
     "trace_archives": _trace_archives,
     "traces_by_info": _traces_by_info,
     "traces_that_go_with_their_experiment": _traces_that_go_with_their_experiment,
+    "uvicorn": _uvicorn,
     "workspaces": _workspaces,
 }
 """Each ability that some test needs, and how to see whether it is there."""
