@@ -5,6 +5,7 @@ The stores are MLflow's own, by MLflow's registries and the entry points of the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import uuid
@@ -84,8 +85,11 @@ def restore_run(hooked: Hooked) -> Step:
 
 def _experiment_with_runs(hooked: Hooked) -> str:
     experiment = hooked.experiment()
-    # By their ids, as an old MLflow updates them: of all experiments the same one was deleted before.
-    runs = sorted(hooked.run(experiment) for _ in range(3))
+    numbers = itertools.count(uuid.uuid4().int >> 8 << 8)
+    with pytest.MonkeyPatch.context() as patched:
+        # The newest MLflow updates them as they were made, an old one by their ids: the same one is always the last.
+        patched.setattr(uuid, "uuid4", lambda: uuid.UUID(int=next(numbers)))
+        runs = [hooked.run(experiment) for _ in range(3)]
     if has("logged_models"):
         hooked.model(experiment, runs[0])
     hooked.store.delete_run(runs[2])
