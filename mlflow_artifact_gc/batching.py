@@ -6,7 +6,6 @@ locations was read.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -14,20 +13,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import planning
-from mlflow_artifact_gc.combining import Meeting
 from mlflow_artifact_gc.errors import StorageError
 from mlflow_artifact_gc.fence import ended
 from mlflow_artifact_gc.model import Decision, Outcome, SweepResult
 from mlflow_artifact_gc.ownership import Roots, Standing
-from mlflow_artifact_gc.purging import Part, Purged, Purger, Sight
+from mlflow_artifact_gc.purging import Purged, Purger, Sight
 from mlflow_artifact_gc.s3 import Versioning
 from mlflow_artifact_gc.surveying import Room, Surveyor
 
 if TYPE_CHECKING:
     from mlflow_artifact_gc.locations import Location
 
-_TOGETHER: Final = 20_000
-"""Entries of one parent that are deleted before they are verified: a few seconds."""
 _SPARED: Final = (
     "bucket {} keeps versions (or does not say), and nobody said what to do with them: run "
     "'mlflow-artifact-gc init --action purge' to have every version purged, or 'gc'"
@@ -60,18 +56,6 @@ class Ground:
     ready: Mapping[Location, Decision]
     proven: Mapping[Location, bool]
     refused: tuple[SweepResult, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Acting:
-    """What is being purged."""
-
-    futures: tuple[Future[Purged], ...]
-    meetings: tuple[Meeting[Part], ...]
-
-    def left_over(self) -> list[SweepResult]:
-        """What was deleted by parts whose others never came, once nothing runs any more."""
-        return [result for one in self.meetings for part in one.break_up() for result in part.interrupted()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,38 +106,13 @@ class Batch:
                     ready[location], proven[location] = line, standing.proven
         return Ground(ready=ready, proven=proven, refused=tuple(refused))
 
-    def act(self, seen: Seen, ground: Ground) -> Acting:
+    def act(self, seen: Seen, ground: Ground) -> list[Future[Purged]]:
         """Begin to purge what is ready, one listing's locations at a time."""
-        ready = [
-            (sight, lines)
+        return [
+            self.executor.submit(self.purger.purge, sight, lines, ground.proven)
             for sight in seen.sights
             if (lines := [ground.ready[one] for one in sight.task.locations if one in ground.ready])
         ]
-        meetings = self._meetings([sight for sight, _ in ready])
-        futures = tuple(
-            self.executor.submit(
-                self.purger.purge, sight, lines, ground.proven, meetings.get(planning.parent_of(sight.task))
-            )
-            for sight, lines in ready
-        )
-        return Acting(futures=futures, meetings=tuple(meetings.values()))
-
-    def _meetings(self, sights: Sequence[Sight]) -> dict[Location, Meeting[Part]]:
-        """For parents of which several parts are purged: one look at the whole verifies them all.
-
-        Not where that takes so long that an interruption would lose much of what is known.
-        """
-        by_parent: defaultdict[Location, list[Sight]] = defaultdict(list)
-        for sight in sights:
-            by_parent[planning.parent_of(sight.task)].append(sight)
-        return {
-            parent: Meeting(len(parts))
-            for parent, parts in by_parent.items()
-            if parent in self.dense
-            and len(parts) > 1
-            and sum(part.entries for part in parts) <= _TOGETHER
-            and not self.surveyor.is_crowded(parent)
-        }
 
     # Whose are these places?
 

@@ -1,4 +1,4 @@
-"""What stock ``mlflow gc`` and MLflow's artifact routes ask to be deleted: decided and swept by us, answered by entity.
+"""What stock ``mlflow gc`` asks to be deleted: decided once for a whole command, swept once, answered entity by entity.
 
 MLflow deletes files first and rows after, whatever happened to the files. Here a row may go when its locations were
 verified to be empty, and not before.
@@ -9,32 +9,32 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, policy, references, s3, schema, session, sweeping
+from mlflow_artifact_gc import database, journal, planning, references, s3, schema, session, surveying, sweeping
 from mlflow_artifact_gc.config import Settings, never_below
-from mlflow_artifact_gc.errors import ArtifactsKept
+from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, StorageError
+from mlflow_artifact_gc.locations import Location, proxied_path
 from mlflow_artifact_gc.metadata import Eraser
-from mlflow_artifact_gc.model import Action, Decision, EntityKind, Limits, Outcome, Plan, Reason, SweepResult
-from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.model import Action, Decision, EntityKind, Limits, Plan, Reason, SweepResult
+from mlflow_artifact_gc.policy import Scope, require_within_brakes
 from mlflow_artifact_gc.protection import Candidate, Protection
 from mlflow_artifact_gc.quantities import show_instant
+from mlflow_artifact_gc.references import DELETED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mlflow_artifact_gc.locations import Location
     from mlflow_artifact_gc.session import Session
 
 _CONCURRENCY: Final = 16
 _Key = tuple[EntityKind, str]
 _UNASKED: Final = "it was not named, or it is not deleted any more"
-_UNREACHED: Final = frozenset({Outcome.PAUSED})
-"""Not reached from here: a server that keeps the artifacts may reach it."""
+_NOWHERE: Final = Location("", "")
+"""For what lies outside S3: no reference names it, so that of the rules of protection the one by id remains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,38 +47,68 @@ class Stores:
 
     @contextmanager
     def opened(self) -> Iterator[Session | None]:
-        """What planning needs; None where this database was not opted in, or its tables are not of this version.
+        """What planning needs; None where nobody has opted this database in.
 
         Raises:
-            ArtifactGcError: it was opted in, and nothing may be touched.
+            ArtifactGcError: somebody has, and nothing may be touched.
         """
+        if not database.is_supported(self.backend_store_uri):
+            yield None
+            return
         engine = database.open_engine(self.backend_store_uri)
+        opened = None
         try:
             with database.reading(engine) as connection:
-                ready = schema.state(connection) is schema.SchemaState.CURRENT and journal.read_site(connection)
-            yield (
-                session.open_on(
-                    engine,
-                    registry_store_uri=self.registry_store_uri,
-                    artifacts_destination=self.artifacts_destination,
-                )
-                if ready
-                else None
+                state = schema.state(connection)
+                site = journal.read_site(connection) if state is schema.SchemaState.CURRENT else None
+            if state is schema.SchemaState.ABSENT or (state is schema.SchemaState.CURRENT and site is None):
+                yield None
+                return
+            # Older and newer tables are refused here: somebody has opted in, and what he has set cannot be read.
+            opened = session.open_on(
+                engine,
+                registry_store_uri=self._registry(site),
+                artifacts_destination=self._destination(site),
             )
+            yield opened
         finally:
             engine.dispose()
+            if opened is not None and opened.registry is not None:
+                opened.registry.dispose()
+
+    def _registry(self, site: journal.Site | None) -> str | None:
+        if self.registry_store_uri and not database.is_sql(self.registry_store_uri):
+            if site is None or site.registry_fingerprint is None:
+                raise ReferencesIncomplete(
+                    "The model registry of this process is no database, and which one the server uses is not known: "
+                    "run 'mlflow-artifact-gc init --registry-store-uri URI' once, with the server's"
+                )
+            return None
+        return self.registry_store_uri
+
+    def _destination(self, site: journal.Site | None) -> str | None:
+        """The site's own: a process that was told another one does not know where the artifacts are."""
+        known = site.artifacts_destination if site else None
+        given = self.artifacts_destination
+        if given and known and not session.same_destination(given, known):
+            raise RootRefused(
+                f"This process has the artifacts destination {given}, and the site's is {known}: start it with the "
+                "site's, or run 'mlflow-artifact-gc init --artifacts-destination URI' with the one in use"
+            )
+        return given if known is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What a command asks for. With ``by_id``, nothing but what the scope names."""
+    """What a command asks for. With ``by_id``, nothing but what the scope names, and be that nothing."""
 
     scope: Scope
     by_id: bool
     older_than_ms: int = 0
+    spare_versions: bool = False
 
 
-class Collection:
+class CommandCollection:
     """One command's deletions: decided once, swept once, and then asked entity by entity."""
 
     def __init__(self, opened: Session, asked: Asked, tell: Callable[[str], None]) -> None:
@@ -86,18 +116,26 @@ class Collection:
         self._settings = Settings.from_env()
         self._accepted: set[_Key] = set()
 
+    @property
+    def database_id(self) -> str:
+        return self._session.site.database_id
+
     # Deciding
 
     @cached_property
-    def _plan(self) -> tuple[Plan, frozenset[Location]]:
+    def _planned(self) -> tuple[Plan, frozenset[Location]]:
         site, settings = self._session.site, self._settings
         with database.reading(self._session.engine) as connection:
             now_ms = database.clock_ms(connection)
             scope = self._known(self._session.tracked.on(connection))
         # The site's margins hold for MLflow's command too: it asks nobody, and cannot be told a shorter one.
         grace_ms = never_below(site.grace_ms, settings.grace_ms, self._asked.older_than_ms)
-        min_age_ms = never_below(site.min_object_age_ms, settings.min_object_age_ms)
-        share = Limits().max_share if settings.max_share is None else settings.max_share
+        limits = Limits(
+            max_share=Limits().max_share if settings.max_share is None else settings.max_share,
+            max_objects=settings.max_objects,
+            max_bytes=settings.max_bytes,
+            min_object_age_ms=never_below(site.min_object_age_ms, settings.min_object_age_ms),
+        )
         decisions: tuple[Decision, ...] = ()
         rows: dict[tuple[EntityKind, str], int] = {}
         if scope is not None:
@@ -110,7 +148,7 @@ class Collection:
             action=Action.PURGE,
             database_id=site.database_id,
             entity_rows=sum(rows.values()),
-            limits=Limits(max_share=share, min_object_age_ms=min_age_ms),
+            limits=limits,
             decisions=decisions,
         )
         return plan, planning.dense_parents(plan.due, rows)
@@ -134,104 +172,198 @@ class Collection:
     @cached_property
     def _lines(self) -> dict[_Key, list[Decision]]:
         found: defaultdict[_Key, list[Decision]] = defaultdict(list)
-        for line in self._plan[0].decisions:
+        for line in self._planned[0].decisions:
             found[line.entity.kind, line.entity.id].append(line)
         return dict(found)
 
-    def candidates(self, kind: EntityKind) -> list[str]:
-        """What the command may ask for: all that may go; and the runs of deleted experiments, for which it asks anyway.
+    def require_within_brakes(self) -> None:
+        """Raises Refused where all of it together is more than may go at once."""
+        plan, dense = self._planned
+        require_within_brakes(self._measured(plan, dense))
+
+    def _measured(self, plan: Plan, dense: frozenset[Location]) -> Plan:
+        if not plan.due or (plan.limits.max_objects is None and plan.limits.max_bytes is None):
+            return plan
+        places = tuple(line.location for line in plan.due if line.location and line.location.bucket not in self._closed)
+        tasks = planning.listing_tasks(places, dense)
+        with ThreadPoolExecutor(self._concurrency) as executor:
+            sizes = surveying.measure(self._surveyor, tasks, executor, lambda _done: None, strict=True)
+        return planning.measured(plan, sizes)
+
+    def candidates(self, kind: EntityKind, of_mlflow: Collection[str]) -> list[str]:
+        """Which of those that MLflow would ask for may go; and all deleted runs of deleted experiments.
+
+        It asks for these anyway, and gives up where one is not in its list.
 
         Raises:
             ArtifactGcError: nothing may be touched.
         """
+        free = [id_ for id_ in of_mlflow if self._free((kind, id_))]
+        if kind is not EntityKind.RUN:
+            return free
         with self._session.tracked.reading() as tracking:
-            anyway = tracking.of_deleted_experiments(kind)
-        return [
-            id_
-            for (of_kind, id_), lines in self._lines.items()
-            if of_kind is kind
-            and (id_ in anyway or all(line.reason in (Reason.DUE, Reason.NOT_ON_S3) for line in lines))
-        ]
+            return free + sorted(tracking.runs_of_deleted_experiments() - set(free))
 
-    def owner_of(self, place: Location) -> tuple[EntityKind, str] | None:
-        """Whose artifacts lie at ``place``, of those that the command is about."""
-        shapes = [(one.kind, one.id) for one in policy.owners_of(place) if one.whole]
-        return next((key for key in shapes if key in self._lines), None)
+    def _free(self, key: _Key) -> bool:
+        lines = self._lines.get(key, ())
+        return bool(lines) and (all(line.reason is Reason.DUE for line in lines) or self.elsewhere(*key))
 
-    def owner_of_uri(self, uri: str) -> tuple[EntityKind, str] | None:
-        """The same by the URI of a row."""
-        return next((key for key, lines in self._lines.items() if any(line.uri == uri for line in lines)), None)
+    # What lies outside S3
 
-    def places(self, kind: EntityKind, id_: str) -> frozenset[Location]:
-        """Where its rows say that its artifacts lie; nowhere, if it is not deleted."""
-        return frozenset(line.location for line in self._lines.get((kind, id_), ()) if line.location)
+    def elsewhere(self, kind: EntityKind, id_: str) -> bool:
+        """Whether all of it lies outside S3 and may go: that is MLflow's own business.
+
+        Raises:
+            ArtifactGcError: nothing may be touched.
+        """
+        return self._outside((kind, id_)) and not self._kept_elsewhere((kind, id_))
+
+    def _outside(self, key: _Key) -> bool:
+        lines = self._lines.get(key, ())
+        return bool(lines) and all(line.reason is Reason.NOT_ON_S3 for line in lines)
+
+    def _kept_elsewhere(self, key: _Key) -> str:
+        """As for what lies on S3: its grace period, and who needs it."""
+        plan, _ = self._planned
+        for line in self._lines[key]:
+            if line.deleted_ms is None:
+                return Reason.UNDATED.sentence
+            if line.deleted_ms > plan.cutoff_ms:
+                return self._grace(line.deleted_ms)
+        return self._needed_elsewhere.get(key, "")
+
+    @cached_property
+    def _needed_elsewhere(self) -> dict[_Key, str]:
+        keys = [key for key in self._lines if self._outside(key)]
+        if not keys:
+            return {}
+        protection = Protection([Candidate(id_, _NOWHERE) for _, id_ in keys], self._session.destination)
+        found: dict[_Key, str] = {}
+        for one in references.read(self._session.tracked, self._session.registry):
+            if one.live:
+                for hit in protection.protected_by(one):
+                    found.setdefault(keys[hit], f"{Reason.PROTECTED.sentence}: {one.holder}")
+        return found
 
     # Sweeping
 
     @cached_property
+    def _client(self) -> s3.S3Client:
+        return s3.connect(self._settings.environ, threads=self._concurrency)
+
+    @cached_property
+    def _surveyor(self) -> surveying.Surveyor:
+        return surveying.Surveyor(self._client, lambda: False)
+
+    @property
+    def _concurrency(self) -> int:
+        return self._settings.concurrency or _CONCURRENCY
+
+    @cached_property
+    def _closed(self) -> dict[str, str]:
+        """The buckets that cannot be used from here, and why."""
+        found: dict[str, str] = {}
+        for bucket in {line.location.bucket for line in self._planned[0].due if line.location}:
+            try:
+                self._surveyor.versioning(bucket)
+            except StorageError as error:
+                found[bucket] = str(error)
+        return found
+
+    @cached_property
     def _results(self) -> dict[_Key, list[SweepResult]]:
-        plan, dense = self._plan
+        plan, dense = self._planned
+        self.require_within_brakes()
         found: defaultdict[_Key, list[SweepResult]] = defaultdict(list)
-        if not plan.due:
+        reached = tuple(line for line in plan.due if line.location and line.location.bucket not in self._closed)
+        if not reached:
             return {}
         equipment = sweeping.Equipment(
             tracked=self._session.tracked,
             registry=self._session.registry,
-            client=s3.connect(self._settings.environ, threads=self._concurrency),
+            client=self._client,
             site=self._session.site,
             destination=self._session.destination,
             concurrency=self._concurrency,
             dense=dense,
-            others=session.places_beside(self._session, plan.due),
+            others=session.places_beside(self._session, reached),
+            spare_versions=self._asked.spare_versions,
         )
-        report = sweeping.sweep(plan, equipment, sweeping.Orders(on_note=self._tell), threading.Event())
+        # Its brakes were asked above, for all of it.
+        limits = replace(plan.limits, max_share=1.0, max_objects=None, max_bytes=None)
+        report = sweeping.sweep(
+            replace(plan, decisions=reached, limits=limits),
+            equipment,
+            sweeping.Orders(on_note=self._tell),
+            threading.Event(),
+        )
         if report.error:
             self._tell(f"stopped: {report.error}")
         for result in report.results:
             found[result.decision.entity.kind, result.decision.entity.id].append(result)
         return dict(found)
 
-    @property
-    def _concurrency(self) -> int:
-        return self._settings.concurrency or _CONCURRENCY
-
     def why_kept(self, kind: EntityKind, id_: str) -> str:
-        """Why this stays, and its row with it; empty where its locations are verified to be empty. Sweeps once.
+        """Why this stays, and its row with it; empty where it is verified to be gone from S3. Sweeps once.
 
         Raises:
             ArtifactGcError: nothing may be touched.
         """
-        lines = self._lines.get((kind, id_))
+        key = kind, id_
+        lines = self._lines.get(key)
         if not lines:
             return _UNASKED
+        if self._outside(key):
+            return self._kept_elsewhere(key) or Reason.NOT_ON_S3.sentence
         for line in lines:
             if line.reason is not Reason.DUE:
                 return self._said(line)
-        if (kind, id_) in self._accepted:
-            return ""
-        results = self._results.get((kind, id_), [])
-        left = [result for result in results if not result.verified]
-        return f"{left[0].outcome.value}: {left[0].detail or 'not verified'}" if left else ""
+        return "" if self._swept(key) else self._unswept(key)
+
+    def _swept(self, key: _Key) -> bool:
+        results = self._results.get(key, ())
+        verified = len(results) == len(self._lines[key]) and all(result.verified for result in results)
+        return verified or key in self._accepted
+
+    def _unswept(self, key: _Key) -> str:
+        for line in self._lines[key]:
+            if line.location and line.location.bucket in self._closed:
+                return self._closed[line.location.bucket]
+        left = [result for result in self._results.get(key, ()) if not result.verified]
+        return f"{left[0].outcome.value}: {left[0].detail or 'not verified'}" if left else "it was not reached"
 
     def _said(self, line: Decision) -> str:
         if line.reason is Reason.GRACE and line.deleted_ms is not None:
-            plan, _ = self._plan
-            until_ms = line.deleted_ms + plan.created_ms - plan.cutoff_ms
-            return f"{line.reason.sentence} until {show_instant(until_ms)}"
+            return self._grace(line.deleted_ms)
         return f"{line.reason.sentence}: {line.evidence}" if line.evidence else line.reason.sentence
 
-    def elsewhere(self, kind: EntityKind, id_: str) -> bool:
-        """Whether all of it lies outside S3: that is MLflow's own business."""
-        lines = self._lines.get((kind, id_), ())
-        return bool(lines) and all(line.reason is Reason.NOT_ON_S3 for line in lines)
+    def _grace(self, deleted_ms: int) -> str:
+        plan, _ = self._planned
+        until_ms = deleted_ms + plan.created_ms - plan.cutoff_ms
+        return f"{Reason.GRACE.sentence} until {show_instant(until_ms)}"
 
-    def unreached(self, kind: EntityKind, id_: str) -> bool:
-        """Whether its bucket cannot be used from here, and nothing else speaks against it."""
-        results = self._results.get((kind, id_), [])
-        return bool(results) and all(result.verified or result.outcome in _UNREACHED for result in results)
+    # Through the proxy
+
+    def proxied_uri(self, kind: EntityKind, id_: str) -> str:
+        """The URI of what may go, if it is proxied and its bucket cannot be used from here; else nothing.
+
+        Raises:
+            ArtifactGcError: nothing may be touched.
+        """
+        key = kind, id_
+        lines = self._lines.get(key, [])
+        self.require_within_brakes()
+        asks = (
+            len(lines) == 1
+            and self._free(key)
+            and lines[0].location is not None
+            and lines[0].location.bucket in self._closed
+            and proxied_path(lines[0].uri) is not None
+        )
+        return lines[0].uri if asks else ""
 
     def accept(self, kind: EntityKind, id_: str) -> None:
-        """A server with our artifact repository has answered that it is gone."""
+        """A server of this very database, with our artifact repository, has answered that it is gone."""
         self._accepted.add((kind, id_))
 
     # Rows
@@ -253,15 +385,25 @@ class Collection:
         return "it was restored, or something that stays refers to its row"
 
     def clear_experiment(self, id_: str) -> str:
-        """Delete the rows of an experiment's verified entities; why it must stay, where anything else is left of it.
+        """Delete the rows of an experiment's verified entities; why it must stay, if it must.
+
+        Where it need not, nothing is left of it but what has no artifacts.
 
         Raises:
             ArtifactGcError: nothing may be touched.
         """
+        plan, _ = self._planned
+        with self._session.tracked.reading() as tracking:
+            stage, deleted_ms = tracking.experiment_stage(id_)
+        if stage != DELETED:
+            return "it is not deleted any more"
+        if self._asked.by_id and id_ not in self._asked.scope.experiment_ids:
+            return "it was not named"
+        if deleted_ms is None or deleted_ms > plan.cutoff_ms:
+            return Reason.UNDATED.sentence if deleted_ms is None else self._grace(deleted_ms)
         mine = [key for key, lines in self._lines.items() if lines[0].entity.experiment_id == id_]
-        kept = {key: why for key in mine if (why := self.why_kept(*key)) and not self.elsewhere(*key)}
-        verified = {self._lines[key][0].entity: self._lines[key] for key in mine if not self.why_kept(*key)}
-        self._eraser.erase(verified)
+        kept = {key: why for key in mine if (why := self.why_kept(*key))}
+        self._eraser.erase({self._lines[key][0].entity: self._lines[key] for key in mine if key not in kept})
         with self._session.tracked.reading() as tracking:
             left = tracking.left_of(id_)
         strange = [entity for entity in left if not self.elsewhere(entity.kind, entity.id)]
@@ -274,53 +416,3 @@ class Collection:
     @cached_property
     def _eraser(self) -> Eraser:
         return Eraser(self._session.tracked, self._session.destination)
-
-
-def delete_at(stores: Stores, place: Location, tell: Callable[[str], None]) -> bool:
-    """Delete what MLflow's artifact API names, if it is all of a run's or a logged model's.
-
-    Returns:
-        False where it is something smaller that nothing else needs, or where this database was not opted in: that is
-        for MLflow to delete, as asked.
-
-    Raises:
-        ArtifactsKept: it stays, and why.
-        ArtifactGcError: nothing may be touched.
-    """
-    with stores.opened() as opened:
-        if opened is None:
-            return False
-        shapes = policy.owners_of(place)
-        with opened.tracked.reading() as tracking:
-            known = tracking.owners(one.id for one in shapes)
-        owner = next((one for one in shapes if known.get(one.id) == str(one)), None)
-        if owner is not None and owner.whole:
-            _collect_one(opened, owner, place, tell)
-            return True
-        if owner is not None and owner.kind is EntityKind.TRACE:
-            # The payload of an archived trace, which MLflow deletes with the trace.
-            return False
-        id_ = owner.id if owner else shapes[-1].id if shapes else place.prefix
-        if holder := _needed_by(opened, place, id_):
-            raise ArtifactsKept(f"{place.uri} is kept: {holder} needs it")
-        return False
-
-
-def _collect_one(opened: Session, owner: policy.Owner, place: Location, tell: Callable[[str], None]) -> None:
-    scope = Scope(run_ids=(owner.id,)) if owner.kind is EntityKind.RUN else Scope(logged_model_ids=(owner.id,))
-    if owner.kind is EntityKind.TRACE:
-        raise ArtifactsKept(f"{owner} goes with its experiment: run 'mlflow-artifact-gc gc'")
-    mine = Collection(opened, Asked(scope=scope, by_id=True), tell)
-    places = mine.places(owner.kind, owner.id)
-    if not places:
-        raise ArtifactsKept(f"{owner} is live: delete it in MLflow first")
-    if place not in places:
-        raise ArtifactsKept(f"{owner} has its artifacts elsewhere, so what lies at {place.uri} is not known to be its")
-    if why := mine.why_kept(owner.kind, owner.id):
-        raise ArtifactsKept(f"{owner} is kept, {why}")
-
-
-def _needed_by(opened: Session, place: Location, id_: str) -> str:
-    protection = Protection([Candidate(id_, place)], opened.destination)
-    found = references.read(opened.tracked, opened.registry)
-    return next((one.holder for one in found if protection.protected_by(one)), "")

@@ -1,4 +1,7 @@
-"""Where threads meet: questions that are asked at the same time are answered together, and the last one takes over."""
+"""Questions of many threads, answered together: those that come while one is being answered wait for the next answer.
+
+An answer is never older than its question.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,7 @@ class _Ticket(Generic[_Question, _Answer]):
 
 
 class Combined(Generic[_Question, _Answer]):
-    """``answer`` gets the questions of everybody who waits, and its answer is everybody's.
-
-    Those that come while one is being answered wait for the next answer: none is older than its question.
-    """
+    """``answer`` gets the questions of everybody who waits, and its answer is everybody's."""
 
     def __init__(self, answer: Callable[[Sequence[_Question]], _Answer]) -> None:
         self._answer = answer
@@ -53,28 +53,3 @@ class Combined(Generic[_Question, _Answer]):
             raise
         for ticket in tickets:
             ticket.answers.append(found)
-
-
-class Meeting(Generic[_Question]):
-    """A known number of threads come, and none waits: the last one gets what all have brought, and goes on for them."""
-
-    def __init__(self, expected: int) -> None:
-        self._expected = expected
-        self._brought: list[_Question] = []
-        self._lock = threading.Lock()
-
-    def come(self, thing: _Question) -> Sequence[_Question]:
-        """What all have brought, for the last one; for everybody else nothing."""
-        with self._lock:
-            self._brought.append(thing)
-            self._expected -= 1
-            return self._take() if not self._expected else ()
-
-    def break_up(self) -> Sequence[_Question]:
-        """What was brought, where not all have come and nobody else will."""
-        with self._lock:
-            return self._take()
-
-    def _take(self) -> Sequence[_Question]:
-        taken, self._brought = self._brought, []
-        return taken

@@ -62,14 +62,12 @@ class Server:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Server:
-        """None for what is not set, or is no database."""
+        """None for what is not set; and for a backend store that is no database."""
         found = os.environ if environ is None else environ
         destination = found.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION")
         return cls(
             backend_store_uri=_of_database(found.get("_MLFLOW_SERVER_FILE_STORE")),
-            registry_store_uri=_of_database(
-                found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI")
-            ),
+            registry_store_uri=found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI") or None,
             artifacts_destination=destination if found.get("_MLFLOW_SERVER_SERVE_ARTIFACTS") == "true" else None,
         )
 
@@ -77,6 +75,13 @@ class Server:
 def _of_database(uri: str | None) -> str | None:
     scheme = (uri or "").partition(":")[0].partition("+")[0]
     return uri if scheme in ("sqlite", "postgresql", "mysql", "mssql") else None
+
+
+def mysql_certificates(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What MLflow hands to the driver for MySQL beside the URI: its own variables."""
+    found = os.environ if environ is None else environ
+    names = ("ssl_ca", "ssl_cert", "ssl_key")
+    return {name: value for name in names if (value := found.get(f"MLFLOW_MYSQL_{name.upper()}"))}
 
 
 def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str], _N]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -143,9 +143,8 @@ class Fence:
                 )
             time.sleep(_TICK_S)
 
-    def _registering(self) -> set[str]:
-        with database.reading(self._elsewhere or self._engine) as connection:
-            return database.writers_of(connection, "model_versions")
+    def _registering(self) -> set[Hashable]:
+        return database.unfinished_writes(self._elsewhere or self._engine, "model_versions", names=references.VERSION)
 
     def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone], _Noted]:
         def statements(connection: Connection) -> tuple[journal.Claim, list[Tombstone], _Noted]:

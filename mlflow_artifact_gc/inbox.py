@@ -113,7 +113,8 @@ def notes(dialect: str, rows: Sequence[Mapping[str, Any]]) -> list[sa.Insert]:
     statements included; of a statement that may insert several rows it undoes that statement alone.
     """
     clock = database.clock_expression(dialect)
-    if len(rows) == 1:
+    # MySQL locks the whole table against other inserts while it does not know how many rows are to come.
+    if len(rows) == 1 and dialect != "mysql":
         values = [sa.literal(rows[0][name], inbox.c[name].type) for name in _COLUMNS[:-1]]
         return [inbox.insert().from_select(_COLUMNS, sa.select(*values, clock))]
     portions = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
@@ -122,16 +123,26 @@ def notes(dialect: str, rows: Sequence[Mapping[str, Any]]) -> list[sa.Insert]:
     return [inbox.insert().values([{**row, "recorded_ms": clock} for row in portion]) for portion in portions]
 
 
-def survivors(dialect: str, tables: Mapping[str, sa.Table], gone: Mapping[Subject, Any]) -> sa.Insert:
-    """One statement that appends what is about to be deleted for good, with its URI: read from the rows themselves.
+def keep_survivors(connection: Connection, tables: Mapping[str, sa.Table], gone: Mapping[Subject, Any]) -> None:
+    """Append what is about to be deleted for good, with its URI: read from the rows themselves.
+
+    One statement, except on MySQL. There it would lock the rows that it reads, the gaps beside them, and our table
+    against other inserts until it has them all: other users would wait, and a deadlock would undo what MLflow does.
 
     Args:
         tables: MLflow's own, by name.
         gone: for each kind of owner the condition that its rows meet.
     """
+    dialect = connection.dialect.name
     clock = database.clock_expression(dialect)
     queries = [_survivors(subject, tables, where, clock) for subject, where in gone.items()]
-    return inbox.insert().from_select(_COLUMNS, queries[0] if len(queries) == 1 else sa.union_all(*queries))
+    query: Any = queries[0] if len(queries) == 1 else sa.union_all(*queries)
+    if dialect != "mysql":
+        connection.execute(inbox.insert().from_select(_COLUMNS, query))
+        return
+    rows = [dict(zip(_COLUMNS[:-1], row, strict=False)) for row in connection.execute(query)]
+    for statement in notes(dialect, rows):
+        connection.execute(statement)
 
 
 def _survivors(

@@ -272,8 +272,24 @@ def claimed_for_ms(connection: Connection, lines: Sequence[Decision], now_ms: in
 
 def intent_rows(connection: Connection, keys: Sequence[str]) -> dict[str, sa.RowMapping]:
     """The rows of some locations, by key, locked from now on."""
-    query = sa.select(intents).where(intents.c.location_sha256.in_(keys)).order_by(intents.c.id).with_for_update()
-    return {row["location_sha256"]: row for row in connection.execute(query).mappings()}
+    rows = _locked(connection, sa.select(intents), intents.c.location_sha256.in_(keys))
+    return {row["location_sha256"]: row for row in rows}
+
+
+def _locked(connection: Connection, query: sa.Select[Any], where: sa.ColumnElement[bool]) -> list[sa.RowMapping]:
+    """Rows of intents, locked from now on, in the order of their ids: two processes never wait for each other."""
+    if connection.dialect.name != "mysql":
+        locked = query.where(where).order_by(intents.c.id).with_for_update()
+        return list(connection.execute(locked).mappings())
+    # InnoDB locks while it reads, in the order of the index that it takes, and sorts afterwards: first the ids, then
+    # the rows by them. What `where` says is not asked again: who needs that asks the rows, or says it in the UPDATE.
+    query = query.with_hint(intents, "FORCE INDEX (PRIMARY)", "mysql").order_by(intents.c.id).with_for_update()
+    ids = sorted(connection.scalars(sa.select(intents.c.id).where(where)))
+    return [
+        row
+        for start in range(0, len(ids), _IN_LIMIT)
+        for row in connection.execute(query.where(intents.c.id.in_(ids[start : start + _IN_LIMIT]))).mappings()
+    ]
 
 
 def _take(
@@ -371,8 +387,7 @@ _COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "del
 
 def lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
     """Lock some rows before they are changed."""
-    # In the order of the ids, as `claim` does: two processes that lock the same rows never wait for each other.
-    connection.execute(sa.select(intents.c.id).where(mine).order_by(intents.c.id).with_for_update())
+    _locked(connection, sa.select(intents.c.id), mine)
 
 
 def release(connection: Connection, *, owner: str, now_ms: int) -> None:
@@ -459,11 +474,12 @@ def _intent_holders(connection: Connection, keys: Sequence[str]) -> dict[str, st
     """Who has the claims on these rows, which are locked from now on."""
     found: dict[str, str | None] = {}
     for start in range(0, len(keys), _IN_LIMIT):
-        query = sa.select(intents.c.location_sha256, intents.c.claimed_by).where(
-            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT])
+        rows = _locked(
+            connection,
+            sa.select(intents.c.location_sha256, intents.c.claimed_by),
+            intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]),
         )
-        rows = connection.execute(query.order_by(intents.c.id).with_for_update())
-        found.update((row.location_sha256, row.claimed_by) for row in rows)
+        found.update((row["location_sha256"], row["claimed_by"]) for row in rows)
     return found
 
 

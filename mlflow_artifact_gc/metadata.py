@@ -167,11 +167,12 @@ class Eraser:
     def _lock(self, connection: Connection, kind: EntityKind, batch: Sequence[Entity]) -> None:
         experiments = self._columns.table("experiments")
         of = sorted({int(entity.experiment_id) for entity in batch})
+        # Not against the key: a run can be made in a live experiment meanwhile. (MySQL: not against who reads it too.)
+        shared = self._engine.dialect.name == "mysql"
         connection.execute(
             sa.select(experiments.c.experiment_id)
             .where(experiments.c.experiment_id.in_(of))
-            # Not against the key: a run can be made in a live experiment meanwhile.
-            .with_for_update(key_share=True)
+            .with_for_update(key_share=True, read=shared)
         )
         name, column = _ROWS[kind]
         table = self._columns.table(name)

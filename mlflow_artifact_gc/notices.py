@@ -7,6 +7,7 @@ them (but none whose name begins with ``mlflow.``).
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -14,6 +15,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from mlflow_artifact_gc import database
+from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.model import EntityKind, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_instant, show_minute, show_size
 
@@ -26,6 +29,8 @@ _KEYS: Final = (STATUS, EXPIRES, PROTECTED_BY)
 _PURGED: Final = "purged"
 _FORM: Final = re.compile(r"^registered |, (?:source|storage_location)\b.*$")
 _LONGEST: Final = 500
+_TRIES: Final = 10
+_TICK_S: Final = 0.02
 _IN_LIMIT: Final = 500
 
 _tags = sa.table("tags", sa.column("key"), sa.column("value"), sa.column("run_uuid"))
@@ -70,9 +75,8 @@ def purged(result: SweepResult, now_ms: int) -> Notice | None:
     if not objects:
         return CLEARED if result.outcome is Outcome.RESTORED else None
     part = "" if result.verified else " in part"
-    # Short, because MLflow's page cuts a long tag, and its key first.
-    said = f"{_PURGED}{part} {_utc(now_ms)}"
-    return ((STATUS, said), (PURGED, f"{said}: {gone}"))
+    # Short, and what the other one does not say comes first: MLflow's page cuts a long tag.
+    return ((STATUS, f"{_PURGED}{part} {_utc(now_ms)}"), (PURGED, f"{gone}{part}, {_utc(now_ms)}"))
 
 
 def _utc(instant_ms: int) -> str:
@@ -104,6 +108,8 @@ def _write(connection: Connection, notice: Notice, run_ids: list[str], *, delete
     if connection.dialect.name == "postgresql":
         # Shorter than the time after which it looks for deadlocks: whoever gives up then, it is never MLflow.
         connection.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")
+    if connection.dialect.name == "mysql":
+        _hold(connection, run_ids)
     replaced = {*_KEYS, *(key for key, _ in notice)}
     theirs = sa.and_(_tags.c.run_uuid.in_(run_ids), _tags.c.key.in_(sorted(replaced)))
     if notice == CLEARED:
@@ -118,6 +124,24 @@ def _write(connection: Connection, notice: Notice, run_ids: list[str], *, delete
         columns = [sa.literal(key, sa.String), sa.literal(value, sa.String), _runs.c.run_uuid]
         rows = sa.select(*columns).where(chosen)
         connection.execute(sa.insert(_tags).from_select(["key", "value", "run_uuid"], rows))
+
+
+def _hold(connection: Connection, run_ids: list[str]) -> None:
+    """On MySQL: hold the rows that tags refer to, so that writing the tags waits for none of them.
+
+    There a deadlock is found at once, and ends whoever has done less: who waits for MLflow's users may end one of them.
+
+    Raises:
+        DatabaseUnusable: a user's transaction does not let go of a run.
+    """
+    query = sa.select(_runs.c.run_uuid).where(_runs.c.run_uuid.in_(run_ids))
+    for tries_left in reversed(range(_TRIES)):
+        waits = set(connection.scalars(query)) - set(connection.scalars(database.shared(query, connection)))
+        if not waits:
+            return
+        if not tries_left:
+            raise DatabaseUnusable(f"Run {min(waits)} is being changed by somebody else: its tags are written later")
+        time.sleep(_TICK_S)
 
 
 def clear(connection: Connection, run_ids: Iterable[str]) -> None:

@@ -240,21 +240,8 @@ def listing_tasks(locations: Sequence[Location], dense: frozenset[Location]) -> 
 
 def listed_in_parts(tasks: Iterable[ListingTask]) -> frozenset[Location]:
     """The parents that several of ``tasks`` list parts of."""
-    parts = Counter(parent_of(task) for task in tasks if len(task.locations) > 1)
+    parts = Counter(task.locations[0].parent(2) for task in tasks if len(task.locations) > 1)
     return frozenset(parent for parent, count in parts.items() if count > 1)
-
-
-def parent_of(task: ListingTask) -> Location:
-    """The folder in which the entities of a listing lie."""
-    return task.locations[0].parent(2)
-
-
-def joined(tasks: Sequence[ListingTask]) -> ListingTask:
-    """One listing for all of ``tasks``, which list parts of the same parent."""
-    if len(tasks) == 1:
-        return tasks[0]
-    locations = tuple(location for task in tasks for location in task.locations)
-    return ListingTask(bucket=tasks[0].bucket, prefix=parent_of(tasks[0]).prefix, locations=locations)
 
 
 def _alone(location: Location) -> ListingTask:

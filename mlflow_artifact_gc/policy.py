@@ -93,34 +93,6 @@ def place_of(tombstone: Tombstone, destination: Destination) -> Place:  # noqa: 
     return Place(location=location)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Owner:
-    """The entity whose artifacts lie at a location, by its shape; ``whole`` if it is all of them, and not a part."""
-
-    kind: EntityKind
-    id: str
-    whole: bool
-
-    def __str__(self) -> str:
-        return f"{self.kind.value.replace('_', ' ')} {self.id}"
-
-
-def owners_of(location: Location) -> tuple[Owner, ...]:
-    """Whose artifacts may lie there, by the shapes that MLflow gives to such artifacts, the outermost first.
-
-    By shape alone: any of a root's and of an artifact's own folders may be called ``artifacts`` too, so the database
-    has the word.
-    """
-    segments = location.prefix.split("/")[:-1]
-    found: list[Owner] = []
-    for number, segment in enumerate(segments):
-        if segment == "artifacts" and number:
-            above = segments[number - 2] if number > 1 else ""
-            kind = {"models": EntityKind.LOGGED_MODEL, "traces": EntityKind.TRACE}.get(above, EntityKind.RUN)
-            found.append(Owner(kind=kind, id=segments[number - 1], whole=number == len(segments) - 1))
-    return tuple(found)
-
-
 def decide(  # noqa: PLR0911 - one return a reason is what makes it readable
     tombstone: Tombstone, place: Place, found: Circumstances, cutoff_ms: int
 ) -> tuple[Reason, str]:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import planning, s3
-from mlflow_artifact_gc.combining import Meeting
+from mlflow_artifact_gc import s3
 from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
 from mlflow_artifact_gc.model import Decision, Failure, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_duration, show_instant
@@ -98,45 +97,9 @@ class Sight:
     error: Stopped | StorageError | None = None
 
     @property
-    def entries(self) -> int:
-        return sum(found.objects + found.versions + found.markers for found in self.found.values())
-
-    @property
     def occupied(self) -> list[Location]:
         """The locations in which something is."""
         return [location for location, found in self.found.items() if not found.empty]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """The locations of one listing on their way to an outcome."""
-
-    task: ListingTask
-    works: Mapping[Location, _Work]
-
-    def left(self) -> ListingTask | None:
-        """The listing of what has no outcome yet."""
-        left = [work.line.location for work in _open(self.works) if work.line.location]
-        return self.task.only(left) if left else None
-
-    def results(self) -> list[SweepResult]:
-        """How each ended, after the last round."""
-        for work in _open(self.works):
-            if work.failures:
-                work.end(Outcome.FAILED, _failed_detail(work))
-            else:
-                work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
-        return [work.result() for work in self.works.values()]
-
-    def interrupted(self) -> list[SweepResult]:
-        """What is known of each, before the last round."""
-        _end_open(self.works, Outcome.STOPPED, "")
-        return [work.result() for work in self.works.values()]
-
-
-def _joined(parts: Sequence[Part]) -> Part:
-    works = {location: work for part in parts for location, work in part.works.items()}
-    return Part(task=planning.joined([part.task for part in parts]), works=works)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,38 +133,32 @@ class Purger:
         except (Stopped, StorageError) as error:
             return Sight(task=task, seen_s=seen_s, error=error)
 
-    def purge(
-        self,
-        sight: Sight,
-        lines: Sequence[Decision],
-        proven: Mapping[Location, bool],
-        meeting: Meeting[Part] | None = None,
-    ) -> Purged:
-        """Purge those locations of a listing that ``lines`` name; each gets a result, whatever happens.
-
-        Args:
-            sight: what the listing showed.
-            lines: what may be purged of it.
-            proven: whether a location's root is proven to be the right one.
-            meeting: of the listings of parts of one parent: what they have deleted is verified together, and the last
-                one has the results of all.
-        """
+    def purge(self, sight: Sight, lines: Sequence[Decision], proven: Mapping[Location, bool]) -> Purged:
+        """Purge those locations of a listing that ``lines`` name; each gets a result, whatever happens."""
         works = {
             line.location: _Work(line, proven[line.location], self.references_read_s) for line in lines if line.location
         }
-        part = Part(task=sight.task, works=works)
-        fatal = self._guarded(part, lambda: self._first_round(sight, works))
-        parts = (part,) if meeting is None else meeting.come(part)
-        if parts:
-            whole = _joined(parts)
-            fatal = self._guarded(whole, lambda: self._other_rounds(whole, parts)) or fatal
-        return Purged(results=tuple(result for one in parts for result in one.results()), error=fatal)
+        fatal = self._purge(sight, works)
+        for work in _open(works):
+            if work.failures:
+                work.end(Outcome.FAILED, _failed_detail(work))
+            else:
+                work.end(Outcome.UNKNOWN, "objects are still listed although no request failed; run it again")
+        return Purged(results=tuple(work.result() for work in works.values()), error=fatal)
 
-    def _guarded(self, part: Part, act: Callable[[], None]) -> ArtifactGcError | None:
-        """Act; an error ends what is still open of ``part``, and is returned if nothing may be deleted after it."""
-        bucket, works = part.task.bucket, part.works
+    def _purge(self, sight: Sight, works: Mapping[Location, _Work]) -> ArtifactGcError | None:
+        bucket = sight.task.bucket
         try:
-            act()
+            if not sight.error and time.monotonic() - sight.seen_s > _FRESH_S:
+                # What was written since must be seen: by key alone, the new object would go with the old one's age.
+                sight = self.look(sight.task, Room())
+            if sight.error:
+                raise sight.error
+            self._first_sight(sight.found, works)
+            for round_ in range(_ROUNDS):
+                if _open(works):
+                    time.sleep(_PAUSE_S * round_)
+                    self._round(sight.task, works)
         except Stopped:
             _end_open(works, Outcome.STOPPED, "")
         except BucketPaused as paused:
@@ -250,24 +207,7 @@ class Purger:
 
     # Rounds
 
-    def _first_round(self, sight: Sight, works: Mapping[Location, _Work]) -> None:
-        if not sight.error and time.monotonic() - sight.seen_s > _FRESH_S:
-            # What was written since must be seen: by key alone, the new object would go with the old one's age.
-            sight = self.look(sight.task, Room())
-        if sight.error:
-            raise sight.error
-        self._first_sight(sight.found, works)
-        self._act(works)
-
-    def _other_rounds(self, whole: Part, parts: Sequence[Part]) -> None:
-        self._verify(whole, parts)
-        for round_ in range(1, _ROUNDS):
-            if _open(whole.works):
-                time.sleep(_PAUSE_S * round_)
-                self._act(whole.works)
-                self._verify(whole, parts)
-
-    def _act(self, works: Mapping[Location, _Work]) -> None:
+    def _round(self, task: ListingTask, works: Mapping[Location, _Work]) -> None:
         if not _open(works):
             return
         self._abort([(work, entry) for work in _open(works) for entry in work.uploads])
@@ -275,13 +215,10 @@ class Purger:
         for work in _open(works):
             if work.streamed:
                 self._delete(_batches(self._stream(work)))
-
-    def _verify(self, whole: Part, parts: Sequence[Part]) -> None:
-        tasks = [task for part in parts if (task := part.left())]
-        if not tasks:
-            return
-        for location, found in self.surveyor.remaining(planning.joined(tasks), tasks).items():
-            self._settle(whole.works[location], found)
+        left = [work.line.location for work in _open(works) if work.line.location]
+        if left:
+            for location, found in self.surveyor.remaining(task.only(left)).items():
+                self._settle(works[location], found)
 
     def _stream(self, work: _Work) -> Iterator[tuple[_Work, Entry]]:
         location = work.line.location

@@ -49,6 +49,8 @@ _DIGITS: Final = 10
 """From so many digits on, a number is no experiment's id: MLflow's are 32 bits wide."""
 _TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
 """MLflow's tags that hold a trace's places (mlflow/tracing/constant.py)."""
+VERSION: Final = ("workspace", "name", "version", "current_stage", "source", "storage_location")
+"""What of a model version tells where it points."""
 _DELETED_VERSION: Final = "Deleted_Internal"
 """The stage of a deleted model version; its storage_location stays in place (mlflow's model_registry store)."""
 
@@ -128,7 +130,8 @@ class Tracking:
         for kind, query in self._tombstone_queries():
             for rows in _restricted(self._connection, query, kind, wanted):
                 found += [_tombstone(kind, row) for row in rows]
-        return sorted(found, key=lambda tombstone: (tombstone.entity.kind, tombstone.entity.id, tombstone.uri))
+        # Once where two tags of a trace name one place.
+        return sorted(set(found), key=lambda tombstone: (tombstone.entity.kind, tombstone.entity.id, tombstone.uri))
 
     def tombstones_of(self, experiment_ids: Sequence[str]) -> list[Tombstone]:
         """The tombstones of these experiments: a scan of each table, as MLflow's own delete makes one."""
@@ -137,7 +140,7 @@ class Tracking:
             for ids in _chunks([int(id_) for id_ in experiment_ids]):
                 rows = self._connection.execute(query.where(self._experiments.c.experiment_id.in_(ids)))
                 found += [_tombstone(kind, row) for row in rows]
-        return found
+        return list(dict.fromkeys(found))
 
     def following(self, run_ids: Iterable[str]) -> list[Entity]:
         """The logged models that go with these runs, where the site says that they do."""
@@ -157,7 +160,7 @@ class Tracking:
             traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
             query = self._with_experiment(traces, traces.c.request_id, tags.c.value, experiments.c.last_update_time)
             query = query.join(tags, tags.c.request_id == traces.c.request_id)
-            yield EntityKind.TRACE, query.where(self._experiment_deleted, tags.c.key.in_(_TRACE_TAGS)).distinct()
+            yield EntityKind.TRACE, query.where(self._experiment_deleted, tags.c.key.in_(_TRACE_TAGS))
 
     def _with_experiment(
         self, table: sa.TableClause, id_: Any, uri: Any, deleted_ms: sa.ColumnElement[Any]
@@ -265,8 +268,11 @@ class Tracking:
         )
         inner = sa.select(place, stage, workspace, id_.label("id")).select_from(rows).where(uri.is_not(None))
         source = (inner if where is None else inner.where(where)).subquery()
-        groups = [source.c.place, source.c.stage, source.c.of_workspace]
-        query = sa.select(*groups, sa.func.count(), sa.func.min(source.c.id)).group_by(*groups)
+        shown: tuple[Any, ...] = (source.c.place, source.c.stage, source.c.of_workspace)
+        groups = [database.exactly(column, self._connection) for column in (source.c.place, source.c.of_workspace)]
+        if self._connection.dialect.name == "mysql":  # of what is the same, byte by byte
+            shown = (sa.func.max(source.c.place), source.c.stage, sa.func.max(source.c.of_workspace))
+        query = sa.select(*shown, sa.func.count(), sa.func.min(source.c.id)).group_by(*groups, source.c.stage)
         found: Iterable[Any] = self._connection.execute(query)
         for text, is_deleted, of_workspace, count, example in found:
             more = f" and {count - 1:,} beside it" if count > 1 else ""
@@ -351,15 +357,42 @@ class Tracking:
                 found.update({row[0]: f"{kind.value.replace('_', ' ')} {row[0]}" for row in rows})
         return found
 
-    def of_deleted_experiments(self, kind: EntityKind) -> set[str]:
-        """The ids of a kind's rows in soft-deleted experiments."""
-        name, column = next((name, column) for one, name, column in _ID_COLUMNS if one is kind)
-        if not self._columns.has(name):
-            return set()
-        table, experiments = self._columns.table(name), self._experiments
-        joined = table.join(experiments, table.c.experiment_id == experiments.c.experiment_id)
-        query = sa.select(table.c[column]).select_from(joined).where(self._experiment_deleted)
-        return set(self._connection.execute(query).scalars())
+    def rows_of(self, ids: Iterable[str]) -> list[Tombstone]:
+        """The rows of those of ``ids`` that are runs, logged models or traces, live or deleted: one for each place."""
+        runs = self._runs
+        queries = [(EntityKind.RUN, self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, sa.null()))]
+        if self._columns.has("logged_models"):
+            models = self._columns.table("logged_models")
+            query = self._with_experiment(models, models.c.model_id, models.c.artifact_location, sa.null())
+            queries.append((EntityKind.LOGGED_MODEL, query))
+        if self._columns.has("trace_info") and self._columns.has("trace_tags"):
+            traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
+            query = self._with_experiment(traces, traces.c.request_id, tags.c.value, sa.null())
+            query = query.join(tags, tags.c.request_id == traces.c.request_id)
+            queries.append((EntityKind.TRACE, query.where(tags.c.key.in_(_TRACE_TAGS)).distinct()))
+        wanted = sorted(set(ids))
+        return [
+            _tombstone(kind, row)
+            for kind, query in queries
+            for rows in _restricted(self._connection, query, kind, {kind: wanted})
+            for row in rows
+        ]
+
+    def experiment_stage(self, experiment_id: str) -> tuple[str, int | None]:
+        """An experiment's stage, empty if it is not there, and the date that MLflow sets when it deletes it."""
+        experiments = self._experiments
+        query = sa.select(experiments.c.lifecycle_stage, experiments.c.last_update_time)
+        row = self._connection.execute(query.where(experiments.c.experiment_id == int(experiment_id))).one_or_none()
+        return (row[0], row[1]) if row else ("", None)
+
+    def runs_of_deleted_experiments(self) -> set[str]:
+        """The ids of deleted runs in deleted experiments."""
+        runs, experiments = self._runs, self._experiments
+        joined = runs.join(experiments, runs.c.experiment_id == experiments.c.experiment_id)
+        query = sa.select(runs.c.run_uuid).select_from(joined)
+        return set(
+            self._connection.execute(query.where(self._experiment_deleted, runs.c.lifecycle_stage == DELETED)).scalars()
+        )
 
     def left_of(self, experiment_id: str) -> list[Entity]:
         """Whose rows, live or deleted, an experiment still has; of traces those that have artifacts."""

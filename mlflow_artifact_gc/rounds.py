@@ -250,6 +250,8 @@ class Round:
                 return min(_MINUTE_MS << min(tried, 10), _LONGEST_MS)
             case Outcome.EMPTY:
                 return _LONGEST_MS
+            case Outcome.STOPPED if self._stop.is_set():
+                return 0  # Not because of anything here: whoever has the lease next may go on.
             case _:
                 return _PAUSED_MS
 

@@ -6,13 +6,16 @@ looks at MLflow's own. Alembic is imported only to upgrade: asking for the state
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import column, inspect, select, table, text
+from sqlalchemy.exc import SQLAlchemyError
 
-from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, TablesNotReady
 from mlflow_artifact_gc.tables import VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ REVISIONS: Final = ("0001", "0002")
 
 # Any number, as long as it stays: two processes that create the tables meet in this lock ("argc" in ASCII).
 _LOCK_KEY: Final = 0x61726763
+# The same on MySQL, where names of locks are the whole server's, and short.
+_LOCK_NAME: Final = "CONCAT('artifact_gc_', MD5(DATABASE()))"
+_LOCK_S: Final = 60
 
 
 class SchemaState(StrEnum):
@@ -89,17 +95,19 @@ def state(connection: Connection) -> SchemaState:
 def upgrade(connection: Connection) -> None:
     """Create our tables, or bring them up to date, in the caller's transaction: a rollback undoes it.
 
-    (On MySQL each statement that makes a table commits.) Two processes may call it at the same time.
+    On MySQL each statement that makes a table commits: what an upgrade that was interrupted has left half-made, the
+    next one completes. Two processes may call it at the same time.
 
     Raises:
         TablesNotReady: they are newer than this code.
+        DatabaseUnusable: another process has been making them for a minute.
     """
     from alembic import command
 
-    _begin_alone(connection)
-    if state(connection) is SchemaState.NEWER:
-        require_current(connection)
-    command.upgrade(alembic_config(connection), "head")
+    with _alone(connection):
+        if state(connection) is SchemaState.NEWER:
+            require_current(connection)
+        command.upgrade(alembic_config(connection), "head")
 
 
 def require_current(connection: Connection) -> None:
@@ -143,8 +151,9 @@ def _compare(revision: str | None) -> SchemaState:
     return SchemaState.OLDER if revision in REVISIONS else SchemaState.NEWER
 
 
-def _begin_alone(connection: Connection) -> None:
-    """Make sure that a transaction is open and that no other process is creating the tables in its own."""
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """A transaction is open, and no other process is creating the tables in its own."""
     match connection.dialect.name:
         case "postgresql":
             # CREATE TABLE IF NOT EXISTS can still race there.
@@ -152,5 +161,21 @@ def _begin_alone(connection: Connection) -> None:
         case "sqlite" if not connection.connection.in_transaction:
             # Python's sqlite3 opens no transaction before CREATE TABLE: each would be committed at once.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        case "mysql":
+            if not connection.scalar(text(f"SELECT GET_LOCK({_LOCK_NAME}, {_LOCK_S})")):
+                raise DatabaseUnusable(
+                    f"Another process has been making the tables of mlflow-artifact-gc for {_LOCK_S} s: end it, and "
+                    "run this again"
+                )
         case _:
             pass
+    try:
+        yield
+        if connection.dialect.name == "mysql":
+            # The tables are there by now; who comes next must see their revision too.
+            connection.exec_driver_sql("COMMIT")
+    finally:
+        if connection.dialect.name == "mysql":
+            # The lock is the connection's, which goes back to a pool, and no transaction's.
+            with suppress(SQLAlchemyError):
+                connection.scalar(text(f"SELECT RELEASE_LOCK({_LOCK_NAME})"))

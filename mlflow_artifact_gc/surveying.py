@@ -116,7 +116,6 @@ class Surveyor:
         self._client = client
         self._stopped = stopped
         self._buckets: dict[str, Versioning | StorageError] = {}
-        self._crowded: set[str] = set()
         self._lock = threading.Lock()
 
     def versioning(self, bucket: str) -> Versioning:
@@ -194,43 +193,36 @@ class Surveyor:
         if any(entry.key == marker for entry in s3.current(self._client, location.bucket, marker)):
             found[location].foreign_marker = marker
 
-    def remaining(self, task: ListingTask, parts: Sequence[ListingTask] = ()) -> Mapping[Location, Found]:
+    def remaining(self, task: ListingTask) -> Mapping[Location, Found]:
         """As ``survey``, but to verify that nothing is left: by every kind of listing that there is.
 
         Each kind has servers that overlook something in it (SeaweedFS: folder markers in a versions listing), so the
         two that show objects are joined.
-
-        Args:
-            task: covers what is to be verified.
-            parts: the same locations in smaller listings, for when the one meets too much of others.
         """
-        if len(parts) > 1:
-            try:
-                return self._remaining(task, at_once=True)
-            except _TooManyStrangers:
-                self._crowded.add(task.prefix)
-                return {location: one for part in parts for location, one in self.remaining(part).items()}
+        found = self._listed(task, (s3.versions, s3.uploads), Room())
+        seen = {
+            location: {entry.key for entry in one.entries or () if entry.kind is Kind.CURRENT}
+            for location, one in found.items()
+        }
+        for location, one in self._listed(task, (s3.current,), Room()).items():
+            for entry in one.entries or ():
+                if entry.key not in seen[location]:
+                    found[location].add(entry, keep=found[location].entries is not None)
+            if one.entries is None:
+                found[location].entries = None
+                found[location].objects = max(found[location].objects, one.objects)
+        return found
+
+    def _listed(
+        self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
+    ) -> dict[Location, Found]:
         try:
-            return self._remaining(task)
+            return self._once(task, listings, room)
         except _TooManyStrangers:
-            return {location: one for alone in task.apart() for location, one in self._remaining(alone).items()}
-
-    def is_crowded(self, parent: Location) -> bool:
-        """Whether a listing of ``parent`` was seen to meet too much of others."""
-        return parent.prefix in self._crowded
-
-    def _remaining(self, task: ListingTask, *, at_once: bool = False) -> dict[Location, Found]:
-        listings = (s3.versions, s3.uploads, s3.current)
-        if at_once:
-            with ThreadPoolExecutor(len(listings)) as pool:
-                all_, uploads, current = pool.map(lambda one: self._once(task, (one,), Room()), listings)
-        else:
-            all_, uploads, current = (self._once(task, (one,), Room()) for one in listings)
-        for location, found in all_.items():
-            for upload in uploads[location].uploads:
-                found.add(upload, keep=True)
-            _join(found, current[location])
-        return all_
+            found: dict[Location, Found] = {}
+            for alone in task.apart():
+                found |= self._once(alone, listings, room)
+            return found
 
     def _once(
         self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
@@ -265,24 +257,12 @@ def _note_marker(entry: Entry, found: Mapping[Location, Found]) -> None:
     if entry.kind is Kind.CURRENT and entry.key.endswith(f"/{s3.MARKER_NAME}"):
         folder = entry.key.removesuffix(s3.MARKER_NAME)
         for location, one in found.items():
-            # Not one further up: that is the root's own, where an experiment's location is a root.
-            if location.parent().prefix == folder:
+            if location.prefix.startswith(folder):
                 one.foreign_marker = entry.key
 
 
 def _probe(listing: Callable[..., Iterator[Entry]], client: S3Client, bucket: str) -> None:
     next(listing(client, bucket, s3.MARKER_NAME), None)
-
-
-def _join(found: Found, current: Found) -> None:
-    """Add what only the listing of current objects shows."""
-    seen = {entry.key for entry in found.entries or () if entry.kind is Kind.CURRENT}
-    for entry in current.entries or ():
-        if entry.key not in seen:
-            found.add(entry, keep=found.entries is not None)
-    if current.entries is None:
-        found.entries = None
-        found.objects = max(found.objects, current.objects)
 
 
 class _TooManyStrangers(Exception):

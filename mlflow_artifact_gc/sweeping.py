@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import agenda, database, journal, notices, processes, references
-from mlflow_artifact_gc.batching import Acting, Batch
+from mlflow_artifact_gc.batching import Batch
 from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
 from mlflow_artifact_gc.locations import Location
@@ -324,16 +324,16 @@ class _Sweep:
             spare_versions=self._equipment.spare_versions,
         )
 
-    def _collect(self, acting: Acting, finished: list[SweepResult]) -> None:
+    def _collect(self, futures: Sequence[Future[Purged]], finished: list[SweepResult]) -> None:
         """Take every listing's results, whatever else goes wrong: what runs when something fails is waited for.
 
         Raises:
             ArtifactGcError: the first one after which nothing more may be deleted.
         """
-        waiting = set(acting.futures)
+        waiting = set(futures)
         error: ArtifactGcError | None = None
         try:
-            for future in as_completed(acting.futures):
+            for future in as_completed(futures):
                 if future.cancelled():
                     continue
                 purged = future.result()
@@ -352,8 +352,6 @@ class _Sweep:
                 if not future.cancelled() and future.exception() is None:
                     finished += future.result().results
             raise
-        finally:
-            self._add(finished, acting.left_over())
         if error:
             raise error
 

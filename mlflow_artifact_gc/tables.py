@@ -2,12 +2,13 @@
 
 Their own ``MetaData`` (on MLflow's they would fail its start-up check) and no foreign keys (they break ``mlflow gc``
 and ``mlflow db upgrade``). Portable: strings with CHECK, milliseconds in BigInteger, every constraint named; long
-texts are unique by their SHA-256, because MySQL cannot index them whole.
+texts are unique by their SHA-256, because MySQL cannot index them whole. There every table is told to compare byte by
+byte: by default ``s3://b/Data`` and ``s3://b/data`` would be one.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -29,6 +30,7 @@ metadata = MetaData()
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _URI = 2048
 _LABEL = 255
+_EXACT: Final[dict[str, Any]] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 
 def _one_of(column: str, name: str, *values: str) -> CheckConstraint:
@@ -59,6 +61,7 @@ site = Table(
     CheckConstraint("id = 1", name="artifact_gc_site_one_row"),
     _one_of("action", "artifact_gc_site_action", "purge", "hide", "tag"),
     _one_of("models", "artifact_gc_site_models", "keep", "follow-run"),
+    **_EXACT,
 )
 
 roots = Table(
@@ -78,6 +81,7 @@ roots = Table(
     Column("proven_ms", BigInteger),
     PrimaryKeyConstraint("uri_sha256", name="artifact_gc_roots_pk"),
     _one_of("source", "artifact_gc_roots_source", "experiments", "destination"),
+    **_EXACT,
 )
 
 intents = Table(
@@ -130,6 +134,7 @@ intents = Table(
         "failed",
     ),
     _one_of("entity_kind", "artifact_gc_intents_kind", "run", "logged_model", "trace"),
+    **_EXACT,
 )
 
 plans = Table(
@@ -150,6 +155,7 @@ plans = Table(
     Column("due", Integer, nullable=False),
     Column("outcomes", Text),
     PrimaryKeyConstraint("id", name="artifact_gc_plans_pk"),
+    **_EXACT,
 )
 
 inbox = Table(
@@ -172,6 +178,7 @@ inbox = Table(
     _one_of("event", "artifact_gc_inbox_event", "deleted", "restored", "hard-deleted", "registered", "server"),
     # No id twice: what drains a note must not meet a newer one under its id.
     sqlite_autoincrement=True,
+    **_EXACT,
 )
 
 lease = Table(
@@ -195,4 +202,5 @@ lease = Table(
     Column("kept_ms", BigInteger),
     PrimaryKeyConstraint("id", name="artifact_gc_lease_pk"),
     CheckConstraint("id = 1", name="artifact_gc_lease_one_row"),
+    **_EXACT,
 )

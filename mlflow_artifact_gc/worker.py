@@ -76,6 +76,7 @@ class Worker:
         self._renew_s = float("inf")
         self._said = ""
         self._refused = ""
+        self._worked = False
 
     def run(self) -> None:
         """Work until told to stop; the batch that is under way is finished first."""
@@ -91,6 +92,7 @@ class Worker:
                 except ArtifactGcError as error:
                     pause_s = min(max(2 * pause_s, 1.0), _LONGEST_PAUSE_S)
                     self._complain(error)
+                self._rest()
                 self._stop.wait(pause_s)
         finally:
             self.close()
@@ -101,6 +103,16 @@ class Worker:
             with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
                 lease.give_back(connection, owner=self._owner)
             self._engine.dispose()
+
+    def _rest(self) -> None:
+        """Let go of what only work needs: a round's plan, its connections, and the statements that were made for it."""
+        if not self._worked or self._engine is None:
+            return
+        self._worked = False
+        self._engine.dispose()
+        self._engine.clear_compiled_cache()
+        gc.collect()
+        processes.give_memory_back()
 
     def _complain(self, error: ArtifactGcError) -> None:
         # Once: what lasts for days would fill the server's log.
@@ -142,6 +154,7 @@ class Worker:
         due = view.next_look_ms is not None and view.next_look_ms <= view.now_ms
         if not (view.mail or scan or due or explain or self._graced_ms != self._settings_ms):
             return None
+        self._worked = True
         try:
             with self._holding(engine) as halt:
                 return self._work(halt, scan=scan)
@@ -282,9 +295,6 @@ class Worker:
             rounds.look_twice(session, terms, self._connected(), halt)
             self._measure(session, halt)
         self._said = ""
-        # A round's plan is the largest thing that an idle worker would carry along.
-        gc.collect()
-        processes.give_memory_back()
         return report
 
     def _measure(self, session: Session, halt: threading.Event) -> None:

@@ -11,18 +11,23 @@ import random
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import mariadb, servers
 from tests.abilities import need
+from tests.mariadb import MariaDbServer
 from tests.servers import PostgresServer, S3Server
 from tests.site import Site
 
+# In the environment, for the processes that pytest-xdist starts.
 SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
+os.environ["TEST_SEED"] = str(SEED)
 _STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
 _PG_TEMPLATE = "mlflow_template"
+_WITHOUT_MARIADB = bool(os.environ.get(mariadb.WITHOUT))
 
 
 def pytest_configure() -> None:
@@ -32,9 +37,10 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """The seed, for repeating a failure, and the versions that decide most beside it."""
+    """The seed, for repeating a failure, the versions that decide most beside it, and what is left out."""
     tested = [f"{name} {importlib.metadata.version(name)}" for name in ("mlflow", "sqlalchemy", "boto3")]
-    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", f"tested with: {', '.join(tested)}"]
+    left_out = [f"left out: every test that needs MariaDB ({mariadb.WITHOUT} is set)"] if _WITHOUT_MARIADB else []
+    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", f"tested with: {', '.join(tested)}", *left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -166,10 +172,67 @@ def pg_uri(pg: PostgresServer, pg_template: str) -> Iterator[str]:
     pg.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
+    """A MariaDB for the whole session."""
+    if _WITHOUT_MARIADB:
+        pytest.skip(f"{mariadb.WITHOUT} is set")
+    why = ""
+    with ExitStack() as stack:
+        try:
+            found = mariadb.programs(request.config.cache.mkdir("mariadb"))
+            server = stack.enter_context(mariadb.mariadb(found))
+        except mariadb.MariaDbMissingError as error:
+            why = str(error)
+        if why:
+            pytest.fail(why, pytrace=False)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest) -> mariadb.Template:
+    """MLflow's empty tables; kept in pytest's cache for each version of MLflow and of MariaDB."""
+    import mlflow
+
+    name = f"{mlflow.__version__}-{maria.version}.json"
+    file = request.config.cache.mkdir("mlflow-template") / name
+    if not file.exists():
+        made = f"t_{uuid.uuid4().hex[:16]}"
+        _make_mlflow_tables(maria.create_database(made))
+        mariadb.Template.of(maria, made).write(file)
+        maria.drop_database(made)
+    return mariadb.Template.read(file)
+
+
+@pytest.fixture
+def maria_uri(maria: MariaDbServer, maria_template: mariadb.Template) -> Iterator[str]:
+    """A fresh MLflow database on MariaDB."""
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    yield maria.create_database(name, template=maria_template)
+    maria.drop_database(name)
+
+
+@pytest.fixture(params=["pg_uri", "maria_uri"])
+def server_uri(request: pytest.FixtureRequest) -> str:
+    """A fresh MLflow database on a server, of each kind in turn: several transactions write at a time."""
+    uri: str = request.getfixturevalue(request.param)
+    return uri
+
+
+_KINDS = {"sqlite": "sqlite_uri", "postgresql": "pg_uri", "mariadb": "maria_uri"}
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def db_uri(request: pytest.FixtureRequest) -> str:
+    """A fresh MLflow database, in a file and on a server in turn: where a third kind would add nothing but its time."""
+    uri: str = request.getfixturevalue(_KINDS[request.param])
+    return uri
+
+
+@pytest.fixture(params=[*_KINDS])
+def any_db_uri(request: pytest.FixtureRequest) -> str:
     """A fresh MLflow database, of each kind in turn."""
-    uri: str = request.getfixturevalue({"sqlite": "sqlite_uri", "postgresql": "pg_uri"}[request.param])
+    uri: str = request.getfixturevalue(_KINDS[request.param])
     return uri
 
 

@@ -23,7 +23,7 @@ _ROWS = {
     "experiments": "experiment_id, name, lifecycle_stage, last_update_time",
     "runs": "run_uuid, lifecycle_stage, deleted_time",
     "trace_info": "request_id, experiment_id",
-    "trace_tags": "request_id, key, value",
+    "trace_tags": "request_id, trace_tags.key, value",
     "model_versions": "name, version, current_stage, source",
     "registered_models": "name, last_updated_time",
 }

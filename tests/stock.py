@@ -34,12 +34,12 @@ def mlflow_gc(site: Site, *arguments: str, tracking_uri: str | None = None) -> S
         patched.setattr(utils, "_tracking_uri", None)
         patched.setenv("MLFLOW_TRACKING_URI", tracking_uri or site.uri)
         result = CliRunner().invoke(gc, ["--backend-store-uri", site.uri, *arguments])
-    _forget_stores()
+    forget_stores()
     return StockRan(code=result.exit_code, out=result.stdout, err=result.stderr, error=result.exception)
 
 
-def _forget_stores() -> None:
-    """MLflow keeps one store per URI for the life of the process."""
+def forget_stores() -> None:
+    """MLflow keeps one store per URI for the life of the process, and we their URIs."""
     from mlflow.tracking._tracking_service import utils
 
     utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
@@ -50,16 +50,14 @@ def _forget_stores() -> None:
 def without_us(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """MLflow's registries as they are where this package is not installed."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as repositories
-    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
     from mlflow.tracking._tracking_service import utils
 
     stores: dict[str, Any] = utils._tracking_store_registry._registry
     with monkeypatch.context() as patched:
         patched.setitem(repositories._registry, "s3", S3ArtifactRepository)
-        patched.setitem(repositories._registry, "mlflow-artifacts", MlflowArtifactsRepository)
-        for scheme in ("sqlite", "postgresql"):
+        for scheme in ("sqlite", "postgresql", "mysql"):
             patched.setitem(stores, scheme, utils._get_sqlalchemy_store)
-        _forget_stores()
+        forget_stores()
         yield
-    _forget_stores()
+    forget_stores()

@@ -1,9 +1,12 @@
 """Create the tables: site, roots, intents, plans.
 
-Written out, not taken from ``tables.metadata``: that moves on, and a revision stays what it was.
+Written out, not taken from ``tables.metadata``: that moves on, and a revision stays what it was. On MySQL each
+statement commits by itself: what is there already was made by an upgrade that was interrupted.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,13 +16,27 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_EXACT: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
 
 def upgrade() -> None:
     """Make the four tables."""
-    _create_site()
-    _create_roots()
-    _create_intents()
-    _create_plans()
+    there = set(sa.inspect(op.get_bind()).get_table_names())
+    for name, create in (
+        ("artifact_gc_site", _create_site),
+        ("artifact_gc_roots", _create_roots),
+        ("artifact_gc_intents", _create_intents),
+        ("artifact_gc_plans", _create_plans),
+    ):
+        if name not in there:
+            create()
+    indexed = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes("artifact_gc_intents")}
+    for name, columns in (
+        ("artifact_gc_intents_state", ["state", "deleted_ms"]),
+        ("artifact_gc_intents_entity", ["entity_kind", "entity_id"]),
+    ):
+        if name not in indexed:
+            op.create_index(name, "artifact_gc_intents", columns)
 
 
 def downgrade() -> None:
@@ -51,6 +68,7 @@ def _create_site() -> None:
         sa.CheckConstraint("id = 1", name="artifact_gc_site_one_row"),
         sa.CheckConstraint("action IN ('purge', 'hide', 'tag')", name="artifact_gc_site_action"),
         sa.CheckConstraint("models IN ('keep', 'follow-run')", name="artifact_gc_site_models"),
+        **_EXACT,
     )
 
 
@@ -68,6 +86,7 @@ def _create_roots() -> None:
         sa.Column("proven_ms", sa.BigInteger),
         sa.PrimaryKeyConstraint("uri_sha256", name="artifact_gc_roots_pk"),
         sa.CheckConstraint("source IN ('experiments', 'destination')", name="artifact_gc_roots_source"),
+        **_EXACT,
     )
 
 
@@ -106,9 +125,8 @@ def _create_intents() -> None:
             name="artifact_gc_intents_state_known",
         ),
         sa.CheckConstraint("entity_kind IN ('run', 'logged_model', 'trace')", name="artifact_gc_intents_kind"),
+        **_EXACT,
     )
-    op.create_index("artifact_gc_intents_state", "artifact_gc_intents", ["state", "deleted_ms"])
-    op.create_index("artifact_gc_intents_entity", "artifact_gc_intents", ["entity_kind", "entity_id"])
 
 
 def _create_plans() -> None:
@@ -127,4 +145,5 @@ def _create_plans() -> None:
         sa.Column("due", sa.Integer, nullable=False),
         sa.Column("outcomes", sa.Text),
         sa.PrimaryKeyConstraint("id", name="artifact_gc_plans_pk"),
+        **_EXACT,
     )

@@ -40,25 +40,24 @@ def workspace_store(workspace_uri: str | None = None) -> Any:
 
 def s3_artifacts(artifact_uri: str, **stores: Any) -> Any:
     """MLflow's S3 artifact repository, with deletions that are ours (group ``mlflow.artifact_repository``)."""
-    return _repository("S3Repository", "s3_artifact_repo", "S3ArtifactRepository", artifact_uri, stores)
-
-
-def proxied_artifacts(artifact_uri: str, **stores: Any) -> Any:
-    """MLflow's repository of proxied artifacts; inside ``mlflow gc`` one that deletes as we do (the same group)."""
-    return _repository("proxied", "mlflow_artifacts_repo", "MlflowArtifactsRepository", artifact_uri, stores)
-
-
-def _repository(ours: str, module: str, theirs: str, artifact_uri: str, stores: dict[str, Any]) -> Any:
+    build: Any
     try:
         from mlflow_artifact_gc.hook import artifacts
-    except Exception as error:
-        import importlib
 
+        build = artifacts.S3Repository
+    except Exception as error:
+        from mlflow.store.artifact import s3_artifact_repo
+
+        build = s3_artifact_repo.S3ArtifactRepository
         _cannot_be_loaded("deletes as MLflow does", error)
-        build = getattr(importlib.import_module(f"mlflow.store.artifact.{module}"), theirs)
-    else:
-        build = getattr(artifacts, ours)
     return build(artifact_uri, **stores)
+
+
+def gc_artifacts(artifact_uri: str, **stores: Any) -> Any:
+    """What ``mlflow gc`` meets in the place of an entity's own repository (the same group)."""
+    from mlflow_artifact_gc.hook import artifacts
+
+    return artifacts.GcRepository(artifact_uri, **stores)
 
 
 def _server_builder(name: str) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,7 +29,7 @@ from mlflow_artifact_gc import database, inbox, journal
 from mlflow_artifact_gc.inbox import Event, Subject
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import ORMExecuteState, Session
 
     _Maker = Callable[..., AbstractContextManager[Session]]
@@ -54,10 +55,20 @@ _STAGES: Final = (Subject.EXPERIMENT, Subject.RUN, Subject.LOGGED_MODEL, Subject
 _ABSENT: Final = ("no such table", "no such column", "has no column")
 _ABSENT_CODES: Final = ("42P01", "42703")
 """PostgreSQL's codes for no such table and no such column; its texts depend on the server's language."""
+_ABSENT_NUMBERS: Final = (1146, 1054)
+"""MySQL's."""
 
 # An exclusive lock on a table of ours (a migration, VACUUM FULL) must not keep a user waiting. The limit holds inside
 # the savepoint alone: going back to it takes the setting back, and who leaves it in peace restores what was set.
 _LOCK_MS: Final = 250
+# On MySQL the least is a second. Nothing has to be taken back there: it is the limit of a statement. (A worker's locks
+# are not what it is for: what is appended there waits for no row.)
+_LOCK_S: Final = 1
+_LIMITS: Final = {
+    True: ("INSERT ", f"SET STATEMENT lock_wait_timeout = {_LOCK_S}, innodb_lock_wait_timeout = {_LOCK_S} FOR INSERT "),
+    False: ("INSERT ", f"INSERT /*+ SET_VAR(lock_wait_timeout = {_LOCK_S}) */ "),
+}
+"""What an INSERT begins with instead, on MariaDB and on MySQL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +96,7 @@ _FRAMES: Final = {
             "RELEASE SAVEPOINT artifact_gc",
         ),
     ),
+    "mysql": _Frame(enter=("SAVEPOINT artifact_gc",)),
 }
 # Python's sqlite3 opens the transaction at the first statement that writes. Until then a savepoint would be one of its
 # own, and be committed at its end; and all that there is to undo is ours.
@@ -99,6 +111,8 @@ class Recorder:
     def __init__(self, *, quiet: bool = False) -> None:
         self._off_until_s = 0.0
         self._told = quiet
+        self._beside: Engine | None = None
+        self._opening = threading.Lock()
 
     def watch(self, store: Any) -> None:
         """Have every writing session of ``store`` watched."""
@@ -171,7 +185,8 @@ class Recorder:
             for statement in inbox.notes(connection.dialect.name, noted):
                 connection.execute(statement)
             if registered:
-                being_swept.extend(journal.being_swept(connection, registered))
+                with self._seeing_what_is(connection) as seeing:
+                    being_swept.extend(journal.being_swept(seeing, registered))
 
         self._write(session, write)
         if being_swept:
@@ -190,12 +205,31 @@ class Recorder:
         except Exception as error:
             self._complain(error)
             return
-        failure = _framed(connection, _FRAMES[connection.dialect.name] if begun else _FIRST, write)
+        failure, undone = _framed(connection, _FRAMES[connection.dialect.name] if begun else _FIRST, write)
         if failure is None:
             return
         self._complain(failure, connection)
-        if begun and not _in_transaction(connection):
+        if begun and not _in_transaction(connection, undone=undone):
             raise _undone()
+
+    @contextmanager
+    def _seeing_what_is(self, connection: Connection) -> Iterator[Connection]:
+        """What sees a claim that was committed just now.
+
+        MySQL's default shows a transaction what was there when it began. A locking read would show more, and wait for
+        a worker. So it is asked over a connection beside it: not one of MLflow's pool, which may be exhausted by those
+        who ask.
+        """
+        if connection.dialect.name != "mysql":
+            yield connection
+            return
+        with self._opening:
+            if self._beside is None:
+                pool = connection.engine.pool.recreate()
+                self._beside = sa.create_engine(connection.engine.url, pool=pool, isolation_level="AUTOCOMMIT")
+                event.listen(self._beside, "connect", _limit_waiting)
+        with self._beside.connect() as beside:
+            yield beside
 
     def _complain(self, error: Exception, connection: Connection | None = None) -> None:
         if _is_absent(error):
@@ -226,27 +260,62 @@ def _is_absent(error: Exception) -> bool:
     origin: Any = error.orig if isinstance(error, DBAPIError) else None
     code = getattr(origin, "pgcode", None) or getattr(origin, "sqlstate", None)
     said = str(origin).lower()
+    if database.number_of(origin) in _ABSENT_NUMBERS and isinstance(error, DBAPIError):
+        return "artifact_gc_" in str(error.statement)
     return "artifact_gc_" in said and (code in _ABSENT_CODES or any(text in said for text in _ABSENT))
 
 
-def _in_transaction(connection: Connection) -> bool:
-    """Whether the database has a transaction open. SQLite may roll one back as a whole, as when the disk fails."""
+def _in_transaction(connection: Connection, *, undone: bool = True) -> bool:
+    """Whether the database has the transaction still open.
+
+    SQLite may roll one back as a whole, as when the disk fails, and MySQL does so to end a deadlock: there is no
+    savepoint then to go back to, and MLflow would commit the rest.
+    """
+    if connection.dialect.name == "mysql":
+        return undone
     driver: Any = connection.connection
     return connection.dialect.name != "sqlite" or bool(driver.in_transaction)
 
 
-def _framed(connection: Connection, frame: _Frame, write: Callable[[Connection], None]) -> Exception | None:
-    """Carry out ``write``; undone, and the error returned, where it fails."""
+def _framed(
+    connection: Connection, frame: _Frame, write: Callable[[Connection], None]
+) -> tuple[Exception | None, bool]:
+    """Carry out ``write``; where it fails, the error, and whether it could be undone."""
     try:
         _send(connection, frame.enter)
-        write(connection)
+        with _limited(connection):
+            write(connection)
         _send(connection, frame.leave)
     except Exception as error:
-        # Where this fails too, connection or transaction are lost, and MLflow hears of it itself.
+        # Where this fails too, connection or transaction are lost: of a connection MLflow hears itself.
         with suppress(Exception):
             _send(connection, frame.undo)
-        return error
-    return None
+            return error, True
+        return error, False
+    return None, True
+
+
+@contextmanager
+def _limited(connection: Connection) -> Iterator[None]:
+    """On MySQL: what is inserted meanwhile does not wait long for a lock on our table."""
+    if connection.dialect.name != "mysql":
+        yield
+        return
+    begins, limited = _LIMITS[bool(getattr(connection.dialect, "is_mariadb", False))]
+
+    def limit(_c: object, _cursor: object, statement: str, parameters: Any, *_others: object) -> tuple[str, Any]:
+        return limited + statement.removeprefix(begins) if statement.startswith(begins) else statement, parameters
+
+    event.listen(connection, "before_cursor_execute", limit, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(connection, "before_cursor_execute", limit)
+
+
+def _limit_waiting(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET SESSION lock_wait_timeout = {_LOCK_S}")
 
 
 def _send(connection: Connection, statements: tuple[str, ...]) -> None:
@@ -260,7 +329,7 @@ def _append_survivors(
     connection: Connection, tables: Mapping[str, sa.Table], gone: Iterable[Mapping[Subject, Any]]
 ) -> None:
     for portion in gone:
-        connection.execute(inbox.survivors(connection.dialect.name, tables, portion))
+        inbox.keep_survivors(connection, tables, portion)
 
 
 def _subject(row: object) -> Subject | None:
@@ -389,6 +458,6 @@ def _undone() -> Exception:
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
     # To go on would commit the rest of what MLflow does without what it did before.
-    said = "SQLite has undone this change as a whole"
+    said = "The database has undone this change as a whole"
     error: Exception = MlflowException(said, error_code=TEMPORARILY_UNAVAILABLE)
     return error

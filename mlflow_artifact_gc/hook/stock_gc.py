@@ -1,83 +1,117 @@
 """Stock ``mlflow gc`` with us beside it: we delete what it asks for, and what stays keeps its row.
 
-The command is known by click's current context. It asks a store which runs and logged models are deleted, an artifact
-repository to delete each one's files, and the store to delete each one's row (mlflow/cli/__init__.py, 2.22 to 3.17):
-each of these is answered by the one collection of the command.
+The command is known by click's current context. It asks a store which runs and logged models are deleted, then for each
+one's row, an artifact repository for its URI to delete the files, and the store to delete the row
+(mlflow/cli/__init__.py, 2.22 to 3.17). Here the row that it gets has a URI of ours, so that the one collection of the
+command answers for the entity itself, wherever its artifacts lie; what lies outside S3 keeps its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import click
 
-from mlflow_artifact_gc.collecting import Asked, Collection, Stores
+from mlflow_artifact_gc.collecting import Asked, CommandCollection, Stores
 from mlflow_artifact_gc.config import Server
 from mlflow_artifact_gc.errors import ArtifactGcError
 from mlflow_artifact_gc.model import EntityKind
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.quantities import parse_duration
 
-_META: Final = "mlflow_artifact_gc"
+SCHEME: Final = "artifact-gc"
 _T = TypeVar("_T")
-_built: list[str] = []
-"""The tracking store that this process has built: a command line has one."""
+_META: Final = "mlflow_artifact_gc"
+_IDS: Final = ("run_ids", "experiment_ids", "logged_model_ids")
+_built: dict[str, None] = {}
+"""The URIs of the tracking stores that this process has built, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A running ``mlflow gc`` and what it is about. ``run_ids`` and ``logged_model_ids``: whether it names some."""
+    """A running ``mlflow gc`` on one store. ``names_runs``, ``names_models``: whether it was given ids of them."""
 
-    collection: Collection
+    collection: CommandCollection
     names_runs: bool
     names_models: bool
 
 
 def attach(store: Any) -> None:
     """Have a tracking store answer ``mlflow gc`` as we know it; in every other process it answers as MLflow's own."""
-    _built[:] = [store.db_uri]
+    uri: str = store.db_uri
+    _built[uri] = None
     for name, wrap in (
         ("_get_deleted_runs", _deleted_runs),
         ("_get_deleted_logged_models", _deleted_models),
+        ("get_run", _looking(EntityKind.RUN)),
+        ("get_logged_model", _looking(EntityKind.LOGGED_MODEL)),
         ("_hard_delete_run", _erasing(EntityKind.RUN)),
         ("_hard_delete_logged_model", _erasing(EntityKind.LOGGED_MODEL)),
         ("_hard_delete_experiment", _clearing),
     ):
         if original := getattr(store, name, None):
-            setattr(store, name, wrap(original))
+            setattr(store, name, wrap(original, uri))
 
 
-def stores_of_this_process() -> Stores | None:
-    """The databases of a server's process, by MLflow's own variables; else the tracking store that was built here."""
+def stores_of_this_process() -> list[Stores]:
+    """The databases of a server's process, by MLflow's own variables; else of the tracking stores that it has built."""
     server = Server.from_env()
     if server.backend_store_uri:
-        return Stores(
-            backend_store_uri=server.backend_store_uri,
-            registry_store_uri=server.registry_store_uri,
-            artifacts_destination=server.artifacts_destination,
-        )
-    return Stores(backend_store_uri=_built[0], registry_store_uri=server.registry_store_uri) if _built else None
+        return [
+            Stores(
+                backend_store_uri=server.backend_store_uri,
+                registry_store_uri=server.registry_store_uri,
+                artifacts_destination=server.artifacts_destination,
+            )
+        ]
+    return [Stores(backend_store_uri=uri, registry_store_uri=server.registry_store_uri) for uri in _built]
 
 
-def current() -> Command | None:
-    """The ``mlflow gc`` that this is part of; None in every other process, and where nobody has opted in.
+def _context() -> click.Context | None:
+    context = click.get_current_context(silent=True)
+    command = context.command if context else None
+    if context is None or command is None or command.name != "gc":
+        return None
+    if not getattr(command.callback, "__module__", "").startswith("mlflow."):
+        return None
+    # A context that somebody has made without its parameters says nothing of what was asked for.
+    return context if set(_IDS) <= {*context.params, *_lacking(command)} else None
+
+
+def _lacking(command: click.Command) -> set[str]:
+    """Options that this MLflow does not have (logged models came with 3.0)."""
+    return set(_IDS) - {parameter.name for parameter in command.params}
+
+
+def current(uri: str) -> Command | None:
+    """The ``mlflow gc`` that this store answers; None in every other process, and where nobody has opted in.
 
     Raises:
         MlflowException: somebody has, and nothing may be touched.
     """
-    context = click.get_current_context(silent=True)
-    command = context.command if context else None
-    if context is None or command is None or command.name != "gc" or not _built:
+    context = _context()
+    if context is None:
         return None
-    if not getattr(command.callback, "__module__", "").startswith("mlflow."):
-        return None
-    begun: dict[str | None, Command | None] = context.meta.setdefault(_META, {})
-    workspace = _workspace(context.params)
-    if workspace not in begun:
-        begun[workspace] = _begin(context, workspace)
-    return begun[workspace]
+    begun: dict[tuple[str, str | None], Command | None] = context.meta.setdefault(_META, {})
+    key = uri, _workspace(context.params)
+    if key not in begun:
+        begun[key] = guarded(lambda: _begin(context, *key, first=not begun))
+    return begun[key]
+
+
+def answering(uri: str) -> tuple[Command, EntityKind, str]:
+    """The command and the entity that a URI of ours was made for."""
+    context = _context()
+    begun: dict[tuple[str, str | None], Command | None] = context.meta.get(_META, {}) if context else {}
+    kind, _, id_ = uri.partition(":")[2].lstrip("/").partition("/")
+    if context is not None:
+        workspace = _workspace(context.params)
+        for (_, of_workspace), command in begun.items():
+            if command is not None and of_workspace == workspace:
+                return command, EntityKind(kind), id_
+    raise guarded_error(f"{uri} is no place: it means something inside 'mlflow gc' alone")
 
 
 def _workspace(params: dict[str, Any]) -> str | None:
@@ -93,30 +127,30 @@ def _workspace(params: dict[str, Any]) -> str | None:
     return found or params.get("workspace") or "default"
 
 
-def _begin(context: click.Context, workspace: str | None) -> Command | None:
+def _begin(context: click.Context, uri: str, workspace: str | None, *, first: bool) -> Command | None:
     given = context.params
-    run_ids, experiment_ids, model_ids = (
-        tuple(filter(None, (given.get(name) or "").split(",")))
-        for name in ("run_ids", "experiment_ids", "logged_model_ids")
-    )
-    scope = Scope(run_ids=run_ids, experiment_ids=experiment_ids, logged_model_ids=model_ids, workspace=workspace)
+    run_ids, experiment_ids, model_ids = (tuple(filter(None, (given.get(name) or "").split(","))) for name in _IDS)
     older_than = given.get("older_than")
     stores = Stores(
-        backend_store_uri=_built[0],
+        backend_store_uri=uri,
         registry_store_uri=Server.from_env().registry_store_uri,
         artifacts_destination=given.get("artifacts_destination"),
     )
-
-    def begin() -> Command | None:
-        opened = context.with_resource(stores.opened())
-        if opened is None:
-            return None
-        asked = Asked(scope=scope, by_id=scope.by_id, older_than_ms=parse_duration(older_than) if older_than else 0)
-        return Command(
-            collection=Collection(opened, asked, tell), names_runs=bool(run_ids), names_models=bool(model_ids)
-        )
-
-    return guarded(begin)
+    opened = context.with_resource(stores.opened())
+    if opened is None:
+        return None
+    asked = Asked(
+        scope=Scope(run_ids=run_ids, experiment_ids=experiment_ids, logged_model_ids=model_ids, workspace=workspace),
+        # A list of commas alone names nothing, and not everything.
+        by_id=any(given.get(name) for name in _IDS),
+        older_than_ms=parse_duration(older_than) if older_than else 0,
+    )
+    if first and given.get("all_workspaces"):
+        everything = replace(asked, scope=replace(asked.scope, workspace=None))
+        CommandCollection(opened, everything, tell).require_within_brakes()
+    return Command(
+        collection=CommandCollection(opened, asked, tell), names_runs=bool(run_ids), names_models=bool(model_ids)
+    )
 
 
 def tell(what: str) -> None:
@@ -126,46 +160,72 @@ def tell(what: str) -> None:
 
 def guarded(ask: Callable[[], _T]) -> _T:
     """The answer; an error of ours ends MLflow's command, or request, with its sentence."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import RESOURCE_CONFLICT
-
     try:
         return ask()
     except ArtifactGcError as error:
-        raise MlflowException(f"mlflow-artifact-gc: {error}", error_code=RESOURCE_CONFLICT) from None
+        raise guarded_error(str(error)) from None
+
+
+def guarded_error(message: str) -> Exception:
+    """An error of MLflow's own kind, over HTTP a 409, which no client of MLflow's sends again."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_CONFLICT
+
+    made: Exception = MlflowException(f"mlflow-artifact-gc: {message}", error_code=RESOURCE_CONFLICT)
+    return made
 
 
 # What a store is asked
 
 
-def _deleted_runs(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+def _deleted_runs(original: Callable[..., list[str]], uri: str) -> Callable[..., list[str]]:
     def get_deleted_runs(older_than: int = 0) -> list[str]:
-        command = current()
+        command = current(uri)
+        found = original(older_than=older_than)
         if command is None or command.names_runs:
-            return original(older_than=older_than)
-        # MLflow asks for all runs of a deleted experiment, and gives up where one is not in this list.
-        return guarded(lambda: command.collection.candidates(EntityKind.RUN))
+            return found
+        return guarded(lambda: command.collection.candidates(EntityKind.RUN, found))
 
     return get_deleted_runs
 
 
-def _deleted_models(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+def _deleted_models(original: Callable[..., list[str]], uri: str) -> Callable[..., list[str]]:
     def get_deleted_logged_models(older_than: int = 0) -> list[str]:
-        command = current()
+        command = current(uri)
+        found = original(older_than=older_than)
         if command is None or command.names_models:
-            return original(older_than=older_than)
-        found = original()
-        wanted = set(guarded(lambda: command.collection.candidates(EntityKind.LOGGED_MODEL)))
-        return [id_ for id_ in found if id_ in wanted]
+            return found
+        return guarded(lambda: command.collection.candidates(EntityKind.LOGGED_MODEL, found))
 
     return get_deleted_logged_models
 
 
-def _erasing(kind: EntityKind) -> Callable[[Callable[[str], None]], Callable[[str], None]]:
-    def wrap(original: Callable[[str], None]) -> Callable[[str], None]:
+def _looking(kind: EntityKind) -> Callable[[Callable[..., Any], str], Callable[..., Any]]:
+    def wrap(original: Callable[..., Any], uri: str) -> Callable[..., Any]:
+        def look(*arguments: Any, **named: Any) -> Any:
+            command = current(uri)
+            found = original(*arguments, **named)
+            if command is None:
+                return found
+            id_ = str(found.info.run_id if kind is EntityKind.RUN else found.model_id)
+            if not guarded(lambda: command.collection.elsewhere(kind, id_)):
+                ours = f"{SCHEME}:/{kind.value}/{id_}"
+                if kind is EntityKind.RUN:
+                    found.info._artifact_uri = ours
+                else:
+                    found._artifact_location = ours
+            return found
+
+        return look
+
+    return wrap
+
+
+def _erasing(kind: EntityKind) -> Callable[[Callable[[str], None], str], Callable[[str], None]]:
+    def wrap(original: Callable[[str], None], uri: str) -> Callable[[str], None]:
         def hard_delete(id_: str) -> None:
-            command = current()
-            if command is None or command.collection.elsewhere(kind, id_):
+            command = current(uri)
+            if command is None or guarded(lambda: command.collection.elsewhere(kind, id_)):
                 original(id_)
             elif why := guarded(lambda: command.collection.erase(kind, id_)):
                 _stays(f"{kind.value.replace('_', ' ')} {id_}", why)
@@ -175,9 +235,9 @@ def _erasing(kind: EntityKind) -> Callable[[Callable[[str], None]], Callable[[st
     return wrap
 
 
-def _clearing(original: Callable[[str], None]) -> Callable[[str], None]:
+def _clearing(original: Callable[[str], None], uri: str) -> Callable[[str], None]:
     def hard_delete_experiment(experiment_id: str) -> None:
-        command = current()
+        command = current(uri)
         why = guarded(lambda: command.collection.clear_experiment(str(experiment_id))) if command else ""
         if why:
             _stays(f"experiment {experiment_id}", why)

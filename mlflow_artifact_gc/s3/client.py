@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from botocore.loaders import JSONFileLoader
 
 from mlflow_artifact_gc.errors import StorageError
 from mlflow_artifact_gc.s3.errors import endpoint_name
@@ -21,7 +26,7 @@ _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
 _ATTEMPTS: Final = 5
 _AT_ONCE: Final = 4
-"""Requests that one thread may have under way, when it has a bucket's rights tried or looks for what is left."""
+"""Requests that are under way at a time, at most, where one thread has a bucket's rights tried."""
 
 
 def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
@@ -39,7 +44,9 @@ def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
 
     try:
         # The client that boto3 hands out, from a session of its own: boto3's default one keeps the first credentials.
-        made = botocore.session.Session().create_client(
+        session = botocore.session.Session()
+        session.get_component("data_loader").file_loader = _Descriptions()
+        made = session.create_client(
             "s3",
             endpoint_url=environ.get("MLFLOW_S3_ENDPOINT_URL") or None,
             verify=False if _ignores_tls(environ) else None,
@@ -56,6 +63,17 @@ def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
     if owner := environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER"):
         _expect_owner(client, owner)
     return client
+
+
+class _Descriptions(JSONFileLoader):
+    """Botocore's descriptions of S3 in plain dicts: in ordered ones they take an idle process 4 MB more."""
+
+    def load_file(self, file_path: str) -> Any:
+        """The content of a description, or None."""
+        for suffix, opened in ((".json", open), (".json.gz", gzip.open)):
+            with suppress(FileNotFoundError), opened(file_path + suffix, "rb") as file:
+                return json.loads(file.read())
+        return None
 
 
 def _config(environ: Mapping[str, str], threads: int) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from tests.command import init, run
 from tests.oracle import assert_bucket_sound
 from tests.servers import MlflowServer, PostgresServer, S3Server
 from tests.site import Site, Snapshot
+from tests.working import watched
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -37,7 +39,19 @@ _T = TypeVar("_T")
 PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
+SHORT_WAITS: Final = {"sqlite": "PRAGMA busy_timeout = 200", "postgresql": "SET LOCAL lock_timeout = '200ms'"}
+"""State, date and word of an intent whose row in MLflow is gone."""
 FAR_S: Final = 0.02
+IDLE_MB: Final = 80
+SOME: Final = 3
+JOB: Final = "test_delete_run"
+JOBS: Final = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true",
+    "_MLFLOW_SUPPORTED_JOB_FUNCTION_LIST": "tests.jobs.delete_run",
+    "_MLFLOW_ALLOWED_JOB_NAME_LIST": JOB,
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
+"""Job execution, with a job of the tests' own."""
 SOON_S: Final = 5.0
 PATIENCE_S: Final = 30.0
 """For what takes a second on a machine that has nothing else to do."""
@@ -65,6 +79,12 @@ def argv(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     except OSError:
         return []
+
+
+def resident_mb(pid: int) -> float:
+    """What a process holds in memory now."""
+    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
 
 
 def tree(pid: int) -> list[int]:
@@ -103,7 +123,7 @@ def select(site: Site, query: str) -> list[Any]:
 def holder(site: Site) -> int | None:
     """The process that has the lease; None where it is free."""
     ((owner, until_ms),) = select(site, "SELECT owner, until_ms FROM artifact_gc_lease")
-    return int(owner.split("/")[-3]) if owner and until_ms > time.time() * 1000 else None
+    return _pid(owner) if owner and until_ms > time.time() * 1000 else None
 
 
 def states(site: Site) -> dict[str, str]:
@@ -209,7 +229,7 @@ def direct(
     site = Site.direct(uri, seaweed, servers.make_bucket(seaweed, "direct"))
     init(site, *NOW)
     folder = tmp_path_factory.mktemp("direct")
-    with replica(site, far, folder, workers="2", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true") as server:
+    with replica(site, far, folder, workers="2", **JOBS) as server:
         yield Place(site=site, server=server).ready()
     site.close()
     pg.drop_database(name)
@@ -260,6 +280,29 @@ def start(site: Site, s3: S3Server, log: Path, *arguments: str, **environ: str) 
         return subprocess.Popen(command, env=settings, stdout=out, stderr=out, text=True)
 
 
+@contextmanager
+def half_way(site: Site, far: S3Server, client: Any) -> Iterator[tuple[list[str], Snapshot]]:
+    """93 runs are deleted over REST and a part of them is gone; from then on S3 does not answer until the end of this.
+
+    Another run is live. In experiments that are too small for one listing for all. Yields what is deleted, and what
+    was there before.
+    """
+    (proxy,) = (one for one in tree(os.getpid()) if f"--listen={far.endpoint.partition('//')[2]}" in argv(one))
+    experiments = [site.experiment() for _ in range(3)]
+    dead = [site.run(one, n_objects=SOME) for one in experiments for _ in range(31)]
+    site.run(site.experiment(), n_objects=SOME)
+    before = site.snapshot()
+    for one in experiments:
+        client.delete_experiment(one)
+    eventually(lambda: any(not count(site, one) for one in dead[::10]), "a part is gone")
+    os.kill(proxy, signal.SIGSTOP)
+    try:
+        assert any(count(site, one) for one in dead), "it has swept everything already"
+        yield dead, before
+    finally:
+        os.kill(proxy, signal.SIGCONT)
+
+
 # Deleting over REST
 
 
@@ -281,7 +324,7 @@ def test_what_is_deleted_over_rest_is_gone_at_once(place: Place, tmp_path: Path)
     took_s = [time.monotonic() - began_s]
     assert [count(site, one) for one in made] == [0, 1, 1]
     eventually(lambda: "purged" in place.tags(dead)["artifact_gc.status"], "the run says so")
-    assert place.tags(dead)["artifact_gc.purged"].endswith(": 1 object, 10.0 kB")
+    assert place.tags(dead)["artifact_gc.purged"].startswith("1 object, 10.0 kB, ")
 
     began_s = time.monotonic()
     client.delete_experiment(experiment)
@@ -326,12 +369,62 @@ def test_a_restore_while_it_is_swept_stops_the_sweep(direct: Place) -> None:
     left = count(site, run_id)
     assert 0 < left < objects
     assert f"in part {time.strftime('%Y')}" in place.tags(run_id)["artifact_gc.status"]
-    assert f": {objects - left:,} objects, " in place.tags(run_id)["artifact_gc.purged"]
+    assert f"{objects - left:,} objects, " in place.tags(run_id)["artifact_gc.purged"]
     other = site.run(site.experiment(), n_objects=1)
     place.client.delete_run(other)
     eventually(gone(site, other), "the worker goes on")
     assert count(site, run_id) == left
     assert place.client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_mlflow_gc_beside_a_worker(place: Place) -> None:
+    """It leaves to the worker what is in its grace period; past it, by MLflow's date, it sweeps as the worker does."""
+    site, client = place.site, place.client
+    experiment, other = site.experiment(), site.experiment()
+    live, dead, below = (
+        site.run(experiment, n_objects=2),
+        site.run(experiment, n_objects=2),
+        site.run(other, n_objects=2),
+    )
+    waiting = {dead, below, site.logged_model(other, below, n_objects=2)}
+    all_gone = [gone(site, one) for one in waiting]
+    init(site, "--grace", "7d")
+    try:
+        client.delete_run(dead)
+        client.delete_experiment(other)
+        eventually(lambda: states(site).keys() >= waiting, "they wait")
+        _stock_gc(site)
+        assert not any(one() for one in all_gone)
+        assert waiting <= {row.id for row in site.rows()}
+
+        site.execute("UPDATE runs SET deleted_time = deleted_time - 8 * 86400000 WHERE lifecycle_stage = 'deleted'")
+        site.execute(
+            "UPDATE experiments SET last_update_time = last_update_time - 8 * 86400000 WHERE experiment_id = :id",
+            id=int(other),
+        )
+        said = _stock_gc(site)
+        assert {dead, below, other} <= set(re.findall(r"ID (\S+) has been permanently deleted", said))
+        assert live not in said
+        assert all(one() for one in all_gone)
+        assert (count(site, live), client.get_run(live).info.lifecycle_stage) == (2, "active")
+        assert not {row.id for row in site.rows()} & {other, *waiting}
+        assert {states(site)[one] for one in waiting} == {"swept"}
+        eventually(lambda: select(site, "SELECT count(*) FROM artifact_gc_inbox") == [(0,)], "every note is worked off")
+    finally:
+        init(site, "--grace", "0s")
+    again = site.run(experiment, n_objects=1)
+    client.delete_run(again)
+    eventually(gone(site, again), "the worker goes on")
+
+
+def _stock_gc(site: Site) -> str:
+    """What MLflow's command prints, as a process of its own that can reach S3."""
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", site.uri]
+    environ = {**os.environ, **site.s3.environ(), "MLFLOW_TRACKING_URI": site.uri}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
 
 
 # Where a worker is, and where none is
@@ -349,8 +442,32 @@ def test_one_worker_per_server_and_only_its_parent_starts_it(direct: Place, prox
     assert sum(spawned in line for line in started) >= 2, "the server has workers of its own"
 
 
+def test_a_job_of_mlflow_s_deletes_and_starts_nothing(direct: Place) -> None:
+    """Its process has the hook, as it opens MLflow's store: the run goes, and the one worker stays the only one."""
+    import requests
+
+    place, site = direct, direct.site
+    run_id = site.run(site.experiment(), n_objects=2)
+    worker = place.worker
+    url = f"{place.server.uri}/ajax-api/3.0/jobs/"
+    job = requests.post(url, json={"job_name": JOB, "params": {"run_id": run_id}}, timeout=30).json()
+    seen: set[tuple[int, ...]] = set()
+
+    def ended() -> Any:
+        seen.add(tuple(workers(place.server.pid)))
+        told = requests.get(f"{url}{job['job_id']}", timeout=30).json()
+        return told if told["status"] not in ("PENDING", "RUNNING") else None
+
+    told = eventually(ended, "the job has ended", 60)
+    assert told["status"] == "SUCCEEDED", told
+    assert told["result"] == {"store": "SqlAlchemyStore", "children": [], "threads": []}
+    assert seen == {(worker,)}
+    eventually(gone(site, run_id), "the run is gone")
+    assert states(site)[run_id] == "swept"
+
+
 _NOT_A_SERVER: Final = '''
-import json, os, sys, threading
+import glob, json, os, sys, threading
 import mlflow
 from mlflow import MlflowClient
 from mlflow.cli import cli
@@ -392,7 +509,7 @@ elif how == "notebook":
 else:
     os.environ["MLFLOW_TRACKING_URI"] = database
     command(*json.loads(how))
-children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+children = [one for path in glob.glob("/proc/self/task/*/children") for one in open(path).read().split()]
 ours = [one.name for one in threading.enumerate() if "gc" in one.name]
 print("found", len(children), ours, flush=True)
 '''
@@ -401,7 +518,7 @@ print("found", len(children), ours, flush=True)
 def test_clients_notebooks_and_commands_start_nothing(proxied: Place, sqlite_uri: str, site: Site) -> None:
     """Neither a process nor a thread: with a database URI, over HTTP, ``mlflow runs delete``, ``mlflow gc``."""
     init(site, *NOW)
-    first, second = site.run(site.experiment()), site.run(site.experiment())
+    first, second = site.run(site.experiment()), site.run(site.experiment(), n_objects=1)
     site.delete_run(second)
     commands = [["runs", "delete", "--run-id", first], ["gc", "--backend-store-uri", sqlite_uri, "--run-ids", second]]
     environ = {**os.environ, "MLFLOW_ARTIFACT_GC_POLL": "1s"}
@@ -411,7 +528,8 @@ def test_clients_notebooks_and_commands_start_nothing(proxied: Place, sqlite_uri
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "found 0 []", (how, done.stdout)
     noted = select(site, "SELECT DISTINCT event FROM artifact_gc_inbox ORDER BY event")
-    assert noted == [("deleted",), ("hard-deleted",)], "the hook was there"
+    assert noted == [("deleted",)], "the hook was there"
+    assert second not in {row.id for row in site.rows()}, "and 'mlflow gc' was ours"
     assert select(site, "SELECT owner, seen_ms FROM artifact_gc_lease") == [(None, None)]
 
 
@@ -449,7 +567,8 @@ def test_a_killed_worker_is_replaced(proxied: Place) -> None:
 def test_another_server_takes_over(direct: Place, far: S3Server, tmp_path: Path) -> None:
     """Two servers on one database have a worker each, and one works; when its server is killed, the other does.
 
-    The worker of a server that was killed sees that its parent is gone.
+    The worker of a server that was killed sees that its parent is gone, also in mid-sweep: it ends after what is under
+    way, and the other does the rest.
     """
     site, first = direct.site, direct.worker
     with replica(site, far, tmp_path) as server:
@@ -467,13 +586,14 @@ def test_another_server_takes_over(direct: Place, far: S3Server, tmp_path: Path)
         assert holder(site) == second
         assert runs(first)
 
-        site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms + 3600000")
-        os.kill(server.pid, signal.SIGKILL)
-        eventually(lambda: not runs(second), "the worker of the killed server has ended", 10)
+        with half_way(site, far, direct.client) as (dead, before):
+            site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms + 3600000")
+            os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: not runs(second), "the worker of the killed server has ended")
         eventually(lambda: holder(site) == first, "the first has the lease again", 10)
-    run_id = site.run(site.experiment(), n_objects=2)
-    direct.client.delete_run(run_id)
-    eventually(gone(site, run_id), "the first works")
+    eventually(lambda: {states(site)[one] for one in dead} == {"swept"}, "the first has done the rest")
+    assert not any(count(site, one) for one in dead)
+    assert_sound(site, before)
 
 
 def _released(site: Site, pid: int) -> bool:
@@ -483,12 +603,64 @@ def _released(site: Site, pid: int) -> bool:
     return holder(site) not in (None, pid)
 
 
-def test_a_starved_worker_does_no_harm(pg_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_of_two_that_start_together_one_works(db_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
+    """At no moment two have claims, each location is purged once; when the one ends, the other goes on at once.
+
+    Neither takes more than 80 MB when it has nothing to do.
+    """
+    site = Site.direct(db_uri, far, bucket)
+    init(site, *NOW)
+    dead_experiment, experiment = site.experiment(), site.experiment()
+    dead = [site.run(dead_experiment, n_objects=SOME) for _ in range(60)]
+    last, live = site.run(experiment, n_objects=SOME), site.run(experiment, n_objects=SOME)
+    before = site.snapshot()
+    site.delete_experiment(dead_experiment)
+    environ = {"MLFLOW_ARTIFACT_GC_MAX_SHARE": "1", "MLFLOW_ARTIFACT_GC_CONCURRENCY": "2"}
+    claims = "SELECT DISTINCT claimed_by FROM artifact_gc_intents WHERE claimed_by IS NOT NULL"
+    seen: list[tuple[int | None, set[int]]] = []
+
+    def done() -> bool:
+        seen.append((holder(site), {_pid(owner) for (owner,) in select(site, claims)}))
+        return list(states(site).values()).count("swept") == len(dead)
+
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    try:
+        with foreground(site, far, logs[0], **environ) as first, foreground(site, far, logs[1], **environ) as second:
+            pair = {first.pid: first, second.pid: second}
+            eventually(done, "everything is swept", 60)
+            assert seen[-1][0] in pair
+            works = pair.pop(seen[-1][0] or 0)
+            assert {who for who, _ in seen} <= {None, works.pid}
+            assert [owners for _, owners in seen if owners - {works.pid}] == []
+            assert any(owners for _, owners in seen), "it was looked at in mid-sweep"
+            assert {one.poll() for one in (first, second)} == {None}
+            eventually(lambda: resident_mb(works.pid) < IDLE_MB, "what it worked with is let go", 10)
+            assert resident_mb(*pair) < IDLE_MB
+            site.delete_run(last)
+            works.send_signal(signal.SIGTERM)
+            eventually(lambda: holder(site) in pair, "the other has the lease", 10)
+            plans = "SELECT sum(due) FROM artifact_gc_plans WHERE finished_ms IS NOT NULL"
+            eventually(lambda: select(site, plans) == [(len(dead) + 1,)], "and has done the rest")
+            assert works.wait(PATIENCE_S) == 0
+        assert set(states(site).values()) == {"swept"}
+        assert {row.deleted_objects for row in _counted(site)} == {SOME}
+        assert count(site, live) == SOME
+        assert_sound(site, before)
+        assert not any("Traceback" in log.read_text() for log in logs)
+    finally:
+        site.close()
+
+
+def _pid(owner: str) -> int:
+    return int(owner.split("/")[-3])
+
+
+def test_a_starved_worker_does_no_harm(db_uri: str, far: S3Server, bucket: str, tmp_path: Path) -> None:
     """Stopped in mid-sweep until lease and claims have run out and another has done the work: awake, it gives way."""
-    site = Site.direct(pg_uri, far, bucket)
+    site = Site.direct(db_uri, far, bucket)
     init(site, *NOW)
     experiment = site.experiment()
-    dead = [site.run(experiment, n_objects=4) for _ in range(60)]
+    dead = [site.run(experiment, n_objects=4) for _ in range(40)]
     live = [site.run(experiment, n_objects=4) for _ in range(5)]
     back = dead[-1]
     for run_id in dead:
@@ -531,7 +703,7 @@ def _starve(site: Site, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         try:
             with site.engine.begin() as connection:
-                connection.execute(sa.text("SET LOCAL lock_timeout = '200ms'"))
+                connection.execute(sa.text(SHORT_WAITS[connection.dialect.name]))
                 connection.execute(sa.text("UPDATE artifact_gc_lease SET until_ms = 1"))
                 claims = "UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE state = 'sweeping'"
                 assert connection.execute(sa.text(claims)).rowcount, "it has swept everything already"
@@ -594,6 +766,92 @@ def test_once_is_for_cron(site: Site, seaweed: S3Server, tmp_path: Path) -> None
     assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
 
 
+def test_one_that_sees_another_s3_is_turned_away(site: Site, seaweed: S3Server, far: S3Server, tmp_path: Path) -> None:
+    """Exit 1, ``status`` says why, nothing is touched; and the site's own worker goes on."""
+    init(site, *NOW)
+    first, second = (site.run(site.experiment(), n_objects=2) for _ in range(2))
+    for run_id, s3, code, left in ((first, seaweed, 0, 0), (second, far, 1, 2), (second, seaweed, 0, 0)):
+        log = tmp_path / f"{code}.log"
+        if run_id not in states(site):
+            site.delete_run(run_id)
+        with foreground(site, s3, log, "--once") as process:
+            assert process.wait(PATIENCE_S) == code
+        assert count(site, run_id) == left
+        assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
+        if code:
+            told = run("status", "--backend-store-uri", site.uri, "--registry-store-uri", site.uri).out
+            assert "A worker was turned away at 20" in told
+            for said in (log.read_text(), " ".join(told.split())):
+                assert f"reaches S3 at {far.endpoint}" in said, said
+                assert "Set MLFLOW_S3_ENDPOINT_URL as the site has it" in said, said
+                assert far.secret_key not in said
+
+
+def test_a_database_that_goes_away_and_comes_back(
+    pg: PostgresServer, pg_uri: str, far: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """In mid-sweep, every connection is ended and no new one let in: the worker lives on, and does the rest after."""
+    name = sa.make_url(pg_uri).database
+    site = Site.direct(with_password(pg_uri), far, bucket)
+    init(site, *NOW)
+    experiment, log = site.experiment(), tmp_path / "worker.log"
+    dead = [site.run(experiment, n_objects=SOME) for _ in range(15)]
+    live = site.run(site.experiment(), n_objects=SOME)
+    all_gone = [gone(site, one) for one in dead]
+    before = site.snapshot()
+    site.delete_experiment(experiment)
+    try:
+        with foreground(site, far, log, MLFLOW_ARTIFACT_GC_CONCURRENCY="1") as process:
+            eventually(gone(site, dead[0]), "the sweep has begun", 60)
+            pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS false')
+            pg.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            assert not all(one() for one in all_gone), "it has swept everything already"
+            eventually(lambda: "ERROR" in log.read_text(), "the worker has noticed")
+            time.sleep(1)
+            assert process.poll() is None
+            pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+            site.engine.dispose()
+            # Nobody could give back what was being swept: until then that would be waited for.
+            site.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE claimed_until_ms IS NOT NULL")
+            eventually(lambda: {states(site)[one] for one in dead} == {"swept"}, "it has done the rest", 60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        assert (sum(count(site, one) for one in dead), count(site, live)) == (0, SOME)
+        assert_sound(site, before)
+        said = log.read_text()
+        assert said.count("not currently accepting connections") == 1, said
+        assert PASSWORD not in said
+        assert "Traceback" not in said
+    finally:
+        pg.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+        site.close()
+
+
+def test_a_file_that_goes_away_and_another_comes(site: Site, seaweed: S3Server, tmp_path: Path) -> None:
+    """A backup is put where SQLite's file was: the worker goes by the new one, and never by the one that is gone."""
+    init(site, *NOW)
+    log, file, away = tmp_path / "worker.log", Path(sa.make_url(site.uri).database or ""), tmp_path / "away.db"
+    first, back, dead = (site.run(site.experiment(), n_objects=SOME) for _ in range(3))
+    with foreground(site, seaweed, log) as process:
+        watched(site).delete_run(first)
+        eventually(gone(site, first), "the worker works")
+        eventually(lambda: states(site) == {first: "swept"}, "and has said so")
+        site.close()
+        file.rename(away)
+        shutil.copyfile(away, tmp_path / "backup.db")
+        old = dataclasses.replace(site, uri=f"sqlite:///{away}")
+        watched(old).delete_run(back)
+        old.close()
+        eventually(lambda: "There is no database at" in log.read_text(), "the worker has noticed")
+        assert not file.exists(), "nobody made an empty one"
+        (tmp_path / "backup.db").rename(file)
+        site.delete_run(dead)
+        eventually(gone(site, dead), "the worker works again")
+        assert process.poll() is None
+    assert count(site, back) == SOME
+    assert "Traceback" not in log.read_text()
+
+
 # Last: these end what the others use.
 
 
@@ -618,3 +876,25 @@ def test_a_server_that_is_stopped_takes_its_worker_along(proxied: Place) -> None
     log = proxied.server.log.read_text()
     assert log.rstrip().endswith("mlflow-artifact-gc: worker ended")
     assert "Traceback" not in log
+
+
+def test_a_server_that_is_stopped_in_mid_sweep(direct: Place, far: S3Server, tmp_path: Path) -> None:
+    """SIGTERM to the parent alone: the journal tells exactly what is gone, and the next worker does the rest."""
+    site, worker = direct.site, direct.worker
+    with half_way(site, far, direct.client) as (dead, before):
+        os.kill(direct.server.pid, signal.SIGTERM)
+        eventually(lambda: not runs(direct.server.pid), "the parent has ended")
+        assert runs(worker), "its requests are under way"
+    eventually(lambda: not runs(worker), "the worker has ended")
+    assert select(site, "SELECT owner FROM artifact_gc_lease") == [(None,)]
+    assert select(site, "SELECT count(*) FROM artifact_gc_intents WHERE claimed_by IS NOT NULL") == [(0,)]
+    assert select(site, "SELECT count(*) FROM artifact_gc_plans WHERE finished_ms IS NULL") == [(0,)]
+    swept = {row.entity_id: row for row in _counted(site) if row.entity_id in set(dead)}
+    assert {row.state for row in swept.values()} == {"swept", "pending"}
+    assert [SOME - row.deleted_objects for row in swept.values()] == [count(site, one) for one in swept]
+    assert "Traceback" not in direct.server.log.read_text()
+
+    with foreground(site, far, tmp_path / "worker.log", "--once") as process:
+        assert process.wait(PATIENCE_S) == 0
+    assert {states(site)[one] for one in dead} == {"swept"}
+    assert_sound(site, before)

@@ -94,12 +94,12 @@ def test_what_other_threads_delete_is_counted_when_one_fails(pg_site: Site, monk
                 failed.set()
         return changed(self, lines)
 
-    def slow_for_the_other(self: Surveyor, task: Any, *parts: Any) -> Any:
+    def slow_for_the_other(self: Surveyor, task: Any) -> Any:
         if other in task.prefix:
             other_deleted.set()
             assert failed.wait(20)
             time.sleep(1)
-        return remaining(self, task, *parts)
+        return remaining(self, task)
 
     monkeypatch.setattr(Fence, "changed", fails_for_one)
     monkeypatch.setattr(Surveyor, "remaining", slow_for_the_other)

@@ -25,6 +25,7 @@ from mlflow_artifact_gc import schema
 from mlflow_artifact_gc.s3 import PERMISSIONS
 from tests.command import NOW, Ran, gc, init, outcomes, reasons, run
 from tests.integration.s3_servers import fake_s3, wait_for_nothing
+from tests.mariadb import MariaDbServer
 from tests.oracle import assert_bucket_sound
 from tests.servers import Identity, PostgresServer, S3Server, free_ports, make_bucket, moto, moto_user
 from tests.site import DAY_MS, Site
@@ -197,7 +198,8 @@ def test_an_absent_sqlite_file(command: str, tmp_path: Path) -> None:
         (f"postgresql://me:{SECRET}@host:port/mlflow", "not a database URI"),
         (f"foo://me:{SECRET}@host/mlflow", "'foo'"),
         (f"http://me:{SECRET}@host/", "'http'"),
-        (f"mysql+pymysql://me:{SECRET}@host/mlflow", "'mysql'"),
+        (f"mssql+pymssql://me:{SECRET}@host/mlflow", "'mssql'"),
+        (f"mysql://me:{SECRET}@host/mlflow", "'MySQLdb' for mysql://host/mlflow is not installed"),
         (f"postgresql+pg8000://me:{SECRET}@host/mlflow", "pg8000"),
         (f"postgresql+nonsense://me:{SECRET}@host/mlflow", "nonsense"),
         ("sqlite://", "There is no database"),
@@ -251,6 +253,30 @@ def test_a_wrong_password_on_postgresql(pg: PostgresServer) -> None:
     uri = f"postgresql+psycopg2://with_password:{SECRET}-wrong@/postgres?{socket}"
     for command in COMMANDS:
         refused(*on(uri, command), code=1, says=("password authentication failed",))
+
+
+def test_mariadb_names_what_is_absent(maria: MariaDbServer) -> None:
+    """A database that MariaDB does not know is named; a wrong password is told as such, and not shown."""
+    absent, wrong = maria.uri("t_absent"), maria.uri("t_absent", password=f"{SECRET}-wrong")
+    for command in COMMANDS:
+        refused(*on(absent, command), code=1, says=("Unknown database 't_absent'",))
+        refused(*on(wrong, command), code=1, says=("Access denied for user",))
+
+
+def test_a_mariadb_that_refuses_connections() -> None:
+    """In a line that says so, as for PostgreSQL."""
+    (port,) = free_ports(1)
+    refused(*on(f"mysql+pymysql://me:{SECRET}@127.0.0.1:{port}/mlflow", "gc"), code=1, says=("Can't connect",))
+
+
+def test_a_read_only_mariadb(maria: MariaDbServer, maria_uri: str) -> None:
+    """A replica is told apart before anything is read from it."""
+    maria.execute("SET GLOBAL read_only = 1")
+    try:
+        for command in COMMANDS:
+            refused(*on(maria_uri, command), code=1, says=("is read-only, as a replica is", "of the primary"))
+    finally:
+        maria.execute("SET GLOBAL read_only = 0")
 
 
 # MLflow's tables

@@ -34,9 +34,11 @@ def now_ms() -> int:
 # What goes and what stays
 
 
-def test_deleted_runs_go_and_live_ones_stay(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> None:
+def test_deleted_runs_go_and_live_ones_stay(
+    any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+) -> None:
     """The objects of deleted runs are gone, those of live ones are all there, and the counts are true."""
-    site = make_site(Site.direct(db_uri, seaweed, bucket))
+    site = make_site(Site.direct(any_db_uri, seaweed, bucket))
     experiment = site.experiment()
     live = site.run(experiment, n_objects=3)
     deleted = [site.run(experiment, n_objects=n) for n in (1, 10)]
@@ -460,6 +462,15 @@ def test_many_runs_of_one_experiment_are_listed_together(
     assert_bucket_sound(site, report, before)
 
 
+def test_one_request_at_a_time_says_nothing_of_connections(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A bucket's rights are tried at once, over as many connections as that takes."""
+    deleted = site.run(site.experiment(), n_objects=2)
+    site.delete_run(deleted)
+    init(site)
+    assert outcomes(gc(site, "--concurrency", "1")) == {deleted: "swept"}
+    assert "Connection pool is full" not in caplog.text
+
+
 # Versions, markers, uploads, locks
 
 
@@ -550,12 +561,12 @@ def test_a_locked_object_fails_its_location_and_nothing_else(
 
 
 def test_rows_go_only_where_the_location_is_verified(
-    db_uri: str, moto_s3: S3Server, moto_bucket: str, make_site: MakeSite
+    any_db_uri: str, moto_s3: S3Server, moto_bucket: str, make_site: MakeSite
 ) -> None:
     """``--metadata delete``: rows of verified locations go, an emptied experiment too; protected and live rows stay."""
     from mlflow.entities import Metric, Param, RunTag
 
-    site = make_site(Site.direct(db_uri, moto_s3, moto_bucket))
+    site = make_site(Site.direct(any_db_uri, moto_s3, moto_bucket))
     gone, stays = site.experiment(), site.experiment()
     dead = [site.run(gone, n_objects=2), site.trace(gone), *site.logged_models(gone, n_objects=1)]
     empty = site.run(gone)

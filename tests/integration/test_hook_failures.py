@@ -1,6 +1,7 @@
 """What goes wrong in the hook, and what a user sees of it: nothing. He deletes, and it is deleted.
 
-The only exception: where SQLite itself undoes the whole transaction, nothing of it may be committed either.
+The only exception: where the database itself undoes the whole transaction, as SQLite and MySQL may, nothing of it may
+be committed either.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mlflow_artifact_gc import schema
+from mlflow_artifact_gc import database, schema
 from mlflow_artifact_gc.hook import recorder
 from tests.abilities import has
 from tests.hooked import INBOX, Hooked, engine_of, statements
+from tests.mariadb import PASSWORD, USER, MariaDbServer
 from tests.site import delete_traces, writing
 
 _LOGGER = "mlflow_artifact_gc"
 _SECRET = "hunter2"
-_SECRETS = ("s3://", "postgresql", "sqlite:", _SECRET)
+_SECRETS = ("s3://", "postgresql", "sqlite:", "mysql", PASSWORD, _SECRET)
 _NOT_SWITCHED_ON = (
     "mlflow-artifact-gc is installed and not switched on for this database, or its tables are not of this version: "
     "run 'mlflow-artifact-gc init --backend-store-uri URI' with its URI"
@@ -42,9 +44,9 @@ _WAITS_S = 5.0
 
 
 @pytest.fixture
-def fresh(db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
+def fresh(any_db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
     """A database of each kind, not opted in."""
-    yield from _made(db_uri, monkeypatch)
+    yield from _made(any_db_uri, monkeypatch)
 
 
 @pytest.fixture
@@ -62,9 +64,31 @@ def on_postgresql(pg_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook
 
 
 @pytest.fixture
+def on_mariadb(maria_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
+    """MariaDB, opted in."""
+    for made in _made(maria_uri, monkeypatch):
+        yield made.init()
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def on_a_server(request: pytest.FixtureRequest) -> Hooked:
+    """PostgreSQL and MariaDB, opted in."""
+    found = request.getfixturevalue(f"on_{request.param}")
+    assert isinstance(found, Hooked)
+    return found
+
+
+@pytest.fixture
 def hooked(fresh: Hooked) -> Hooked:
     """Each in turn, opted in."""
     return fresh.init()
+
+
+@pytest.fixture
+def either(db_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
+    """In a file and on one server, opted in."""
+    for made in _made(db_uri, monkeypatch):
+        yield made.init()
 
 
 def _made(uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
@@ -182,6 +206,10 @@ def _fail_by_trigger(hooked: Hooked, text: str, sqlite_way: str = "ABORT") -> No
         body = f"BEGIN SELECT RAISE({sqlite_way}, '{text}'); END"
         hooked.execute(f"CREATE TRIGGER no_room BEFORE INSERT ON {INBOX} {body}")
         return
+    if hooked.engine.dialect.name == "mysql":
+        signal = f"SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{text.replace(':', chr(92) + ':')}'"
+        hooked.execute(f"CREATE TRIGGER no_room BEFORE INSERT ON {INBOX} FOR EACH ROW {signal}")
+        return
     hooked.execute(f"CREATE FUNCTION fail() RETURNS trigger AS $$ BEGIN RAISE '{text}'; END $$ LANGUAGE plpgsql")
     hooked.execute(f"CREATE TRIGGER no_room BEFORE INSERT ON {INBOX} FOR EACH ROW EXECUTE FUNCTION fail()")
 
@@ -216,6 +244,25 @@ def test_no_right_to_our_tables(on_postgresql: Hooked, caplog: pytest.LogCapture
 
     assert {level for level, _ in said} == {logging.ERROR}
     assert said[0][1].endswith(f"permission denied for table {INBOX}")
+
+
+def test_no_right_to_our_tables_on_mariadb(
+    on_mariadb: Hooked, maria: MariaDbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same there, where rights are given table by table."""
+    user, name = f"user_{uuid.uuid4().hex[:8]}", on_mariadb.engine.url.database
+    maria.execute(f"CREATE USER {user}@'%' IDENTIFIED BY '{_SECRET}'")
+    for table in sa.inspect(on_mariadb.engine).get_table_names():
+        if not table.startswith("artifact_gc_"):
+            maria.execute(f"GRANT ALL ON `{name}`.`{table}` TO {user}@'%'")
+    limited = Hooked(uri=on_mariadb.uri.replace(f"{USER}:{PASSWORD}@", f"{user}:{_SECRET}@"))
+    _assert_every_way_works(limited)
+    limited.close()
+    maria.execute(f"DROP USER {user}@'%'")
+    said = _complaints(caplog)
+
+    assert {level for level, _ in said} == {logging.ERROR}
+    assert "INSERT command denied to user" in said[0][1]
 
 
 def _fill_last_page(hooked: Hooked) -> None:
@@ -300,9 +347,9 @@ def test_sqlite_undoes_the_whole_transaction_after_mlflow_wrote(
     runs = [on_sqlite.run(experiment) for _ in range(3)]
     before = on_sqlite.rows()
     _fail_by_trigger(on_sqlite, "no", "ROLLBACK")
-    with pytest.raises(MlflowException, match="SQLite has undone this change as a whole") as refused:
+    with pytest.raises(MlflowException, match="The database has undone this change as a whole") as refused:
         on_sqlite.store.delete_experiment(experiment)
-    with pytest.raises(MlflowException, match="SQLite has undone"):
+    with pytest.raises(MlflowException, match="The database has undone"):
         on_sqlite.store.delete_run(runs[0])
     after = on_sqlite.rows()
     on_sqlite.execute("DROP TRIGGER no_room")
@@ -316,17 +363,17 @@ def test_sqlite_undoes_the_whole_transaction_after_mlflow_wrote(
 
 @pytest.mark.parametrize("broken", ["_changes", "_registry_changes", "_gone", "_tables", "_framed"])
 def test_a_mistake_of_ours(
-    hooked: Hooked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
+    either: Hooked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """Nothing that the hook raises reaches the user, and what it says keeps secrets."""
 
     def fail(*_: object) -> Any:
         if broken == "_framed":
-            return ValueError(f"s3://bucket/{_SECRET}")
+            return ValueError(f"s3://bucket/{_SECRET}"), True
         raise ValueError(f"s3://bucket/{_SECRET}")
 
     monkeypatch.setattr(recorder, broken, fail)
-    _assert_every_way_works(hooked)
+    _assert_every_way_works(either)
 
     assert {level for level, _ in _complaints(caplog)} == {logging.ERROR}
 
@@ -343,70 +390,164 @@ def test_listening_fails(hooked: Hooked, caplog: pytest.LogCaptureFixture, monke
 # What keeps waiting
 
 
+@contextmanager
+def _nobody_else_may_use(hooked: Hooked, table: str) -> Iterator[None]:
+    lock = {"postgresql": "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", "mysql": "LOCK TABLES {} WRITE"}
+    with hooked.engine.begin() as connection:
+        connection.exec_driver_sql(lock[hooked.engine.dialect.name].format(table))
+        yield
+        if hooked.engine.dialect.name == "mysql":
+            connection.exec_driver_sql("UNLOCK TABLES")
+
+
 @pytest.mark.parametrize("table", [INBOX, "artifact_gc_intents"])
-def test_an_exclusive_lock_on_our_tables(on_postgresql: Hooked, caplog: pytest.LogCaptureFixture, table: str) -> None:
+def test_an_exclusive_lock_on_our_tables(on_a_server: Hooked, caplog: pytest.LogCaptureFixture, table: str) -> None:
     """A migration of ours, or an administrator's VACUUM FULL, may take minutes: nobody waits for it."""
-    experiment = on_postgresql.experiment()
-    run = on_postgresql.run(experiment)
+    experiment = on_a_server.experiment()
+    run = on_a_server.run(experiment)
     name = "model"
-    on_postgresql.registry.create_registered_model(name)
+    on_a_server.registry.create_registered_model(name)
 
     def use() -> None:
-        on_postgresql.store.delete_run(run)
-        on_postgresql.registry.create_model_version(name, f"s3://bucket/{run}/model")
+        on_a_server.store.delete_run(run)
+        on_a_server.registry.create_model_version(name, f"s3://bucket/{run}/model")
 
     user = threading.Thread(target=use)
-    with on_postgresql.engine.begin() as connection:
-        connection.exec_driver_sql(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    with _nobody_else_may_use(on_a_server, table):
         user.start()
         user.join(_WAITS_S)
         waits = user.is_alive()
     user.join()
 
     assert not waits
-    assert _stage(on_postgresql, run) == "deleted"
-    assert on_postgresql.scalar("SELECT COUNT(*) FROM model_versions") == 1
+    assert _stage(on_a_server, run) == "deleted"
+    assert on_a_server.scalar("SELECT COUNT(*) FROM model_versions") == 1
     said = _complaints(caplog)
     assert [level for level, _ in said] == [logging.ERROR] * (2 if table == INBOX else 1)
-    assert {text.rpartition(": ")[2] for _, text in said} == {"canceling statement due to lock timeout"}
+    why = {
+        "postgresql": "canceling statement due to lock timeout",
+        "mysql": "Lock wait timeout exceeded; try restarting transaction",
+    }
+    assert {text.rpartition(": ")[2] for _, text in said} == {why[on_a_server.engine.dialect.name]}
 
 
-def test_what_a_worker_locks(hooked: Hooked) -> None:
-    """It locks rows of its intents and takes notes out; on PostgreSQL no deletion meets these locks."""
-    if hooked.engine.dialect.name == "sqlite":
-        pytest.skip("on SQLite whoever writes locks everything, and a worker's transactions are short")
-    run = hooked.run(hooked.experiment())
-    hooked.intent("run", run, "claimed", 1)
-    hooked.store.delete_run(run)
-    with hooked.engine.begin() as connection:
+def test_what_a_worker_locks(on_a_server: Hooked, caplog: pytest.LogCaptureFixture) -> None:
+    """It locks rows of its intents and takes notes out; no deletion meets these locks.
+
+    (On SQLite whoever writes locks everything, and a worker's transactions are short.)
+    """
+    run = on_a_server.run(on_a_server.experiment())
+    on_a_server.intent("run", run, "claimed", 1)
+    on_a_server.store.delete_run(run)
+    engine = database.open_engine(on_a_server.uri)
+    with database.writing(engine) as connection:
         connection.exec_driver_sql("SELECT 1 FROM artifact_gc_intents FOR UPDATE")
         connection.exec_driver_sql("SELECT 1 FROM artifact_gc_lease FOR UPDATE")
         connection.exec_driver_sql(f"DELETE FROM {INBOX}")
-        hooked.store.restore_run(run)
-        hooked.store.delete_run(run)
-        hooked.store._hard_delete_run(run)
+        on_a_server.store.restore_run(run)
+        on_a_server.store.delete_run(run)
+        on_a_server.store._hard_delete_run(run)
+    engine.dispose()
 
-    assert [note.event for note in hooked.noted()] == ["restored", "deleted", "hard-deleted"]
+    assert [note.event for note in on_a_server.noted()] == ["restored", "deleted", "hard-deleted"]
+    assert _complaints(caplog) == []
+
+
+def test_what_another_user_locks(on_a_server: Hooked, caplog: pytest.LogCaptureFixture) -> None:
+    """A hard deletion that waits for another user's transaction is noted all the same, and holds up no other."""
+    experiment = on_a_server.experiment()
+    first, second = on_a_server.run(experiment), on_a_server.run(experiment)
+    on_a_server.store.delete_run(first)
+    on_a_server.taken()
+    deleting = threading.Thread(target=lambda: on_a_server.store._hard_delete_run(first))
+    with on_a_server.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET name = 'x' WHERE run_uuid = :id"), {"id": first})
+        deleting.start()
+        deleting.join(1.5)
+        waits = deleting.is_alive()
+        began = time.monotonic()
+        on_a_server.store.delete_run(second)
+        took_s = time.monotonic() - began
+    deleting.join()
+
+    assert waits
+    assert took_s < 0.5
+    assert sorted(note.event for note in on_a_server.noted()) == ["deleted", "hard-deleted"]
+    assert _complaints(caplog) == []
+
+
+_LIMITS_SET = {
+    "postgresql": ("SET LOCAL lock_timeout = '7s'", "SELECT current_setting('lock_timeout')", ("7s", "0")),
+    "mysql": (
+        "SET SESSION lock_wait_timeout = 7, SESSION innodb_lock_wait_timeout = 8",
+        "SELECT CONCAT(@@lock_wait_timeout, ' ', @@innodb_lock_wait_timeout)",
+        ("7 8", "7 8"),
+    ),
+}
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_mlflows_own_lock_timeout_is_as_before(on_postgresql: Hooked, *, fails: bool) -> None:
+def test_mlflows_own_lock_timeout_is_as_before(on_a_server: Hooked, *, fails: bool) -> None:
     """Ours holds for our statements alone, also where they fail."""
     from mlflow.store.tracking.dbmodels.models import SqlRun
 
-    run = on_postgresql.run(on_postgresql.experiment())
+    run = on_a_server.run(on_a_server.experiment())
     if fails:
-        _fail_by_trigger(on_postgresql, "no")
-    with writing(on_postgresql.store) as session:
-        session.execute(sa.text("SET LOCAL lock_timeout = '7s'"))
+        _fail_by_trigger(on_a_server, "no")
+    set_, show, expected = _LIMITS_SET[on_a_server.engine.dialect.name]
+    with writing(on_a_server.store) as session:
+        session.execute(sa.text(set_))
         session.get(SqlRun, run).lifecycle_stage = "deleted"
         session.flush()
-        during = session.execute(sa.text("SHOW lock_timeout")).scalar()
-    with writing(on_postgresql.store) as session:
-        afterwards = session.execute(sa.text("SHOW lock_timeout")).scalar()
+        during = session.execute(sa.text(show)).scalar()
+    with writing(on_a_server.store) as session:
+        afterwards = session.execute(sa.text(show)).scalar()
 
-    assert (during, afterwards) == ("7s", "0")
-    assert len(on_postgresql.noted()) == (0 if fails else 1)
+    assert (during, afterwards) == expected
+    assert len(on_a_server.noted()) == (0 if fails else 1)
+
+
+def test_a_deadlock_of_ours_undoes_the_whole_deletion(on_mariadb: Hooked, caplog: pytest.LogCaptureFixture) -> None:
+    """MariaDB ends one by undoing a whole transaction: MLflow must not commit what is left of it, and answers so."""
+    from mlflow.exceptions import MlflowException
+
+    run = on_mariadb.run(on_mariadb.experiment())
+    on_mariadb.execute("CREATE TABLE others (id INTEGER PRIMARY KEY)")
+    on_mariadb.execute("INSERT INTO others SELECT seq FROM seq_1_to_2000")
+    on_mariadb.execute(
+        f"CREATE TRIGGER waits BEFORE INSERT ON {INBOX} FOR EACH ROW UPDATE others SET id = -id WHERE id = 1"
+    )
+    waiting = threading.Event()
+
+    def other() -> None:
+        with on_mariadb.engine.begin() as connection:
+            # It has done more than MLflow: it is not the one that is ended.
+            connection.exec_driver_sql("UPDATE others SET id = id + 10000 WHERE id > 1 ORDER BY id DESC")
+            connection.exec_driver_sql("SELECT 1 FROM others WHERE id = 1 FOR UPDATE")
+            waiting.set()
+            connection.execute(sa.text("UPDATE runs SET name = 'x' WHERE run_uuid = :id"), {"id": run})
+
+    thread = threading.Thread(target=other)
+
+    def begin(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+        if statement.startswith("SAVEPOINT") and not thread.ident:
+            thread.start()
+            waiting.wait(10)
+            time.sleep(0.2)  # until it waits for MLflow's row
+
+    sa.event.listen(engine_of(on_mariadb.store), "before_cursor_execute", begin)
+    with pytest.raises(MlflowException, match="has undone this change as a whole") as refused:
+        on_mariadb.store.delete_run(run)
+    sa.event.remove(engine_of(on_mariadb.store), "before_cursor_execute", begin)
+    thread.join()
+    stage, noted = _stage(on_mariadb, run), on_mariadb.noted()
+    on_mariadb.execute("DROP TRIGGER waits")
+    on_mariadb.store.delete_run(run)
+
+    assert refused.value.error_code == "TEMPORARILY_UNAVAILABLE"
+    assert (stage, noted) == ("active", [])
+    assert [note.id for note in on_mariadb.noted()] == [run]
+    assert "Deadlock found" in _complaints(caplog)[0][1]
 
 
 def test_mlflow_writes_first_and_waits_no_longer_than_alone(on_sqlite: Hooked) -> None:

@@ -85,13 +85,13 @@ def test_the_second_init_says_what_changed(sqlite_uri: str) -> None:
     assert "more than 14d" in said
 
 
-def test_settings_persist(db_uri: str) -> None:
+def test_settings_persist(any_db_uri: str) -> None:
     """What one init stored, the next keeps unless it is told otherwise; the database keeps its id."""
     told = ("--grace", "3d", "--min-object-age", "0s", "--orphan-quarantine", "2d", "--models", "follow-run")
-    plain_init(db_uri, *told, "--action", "purge", "--artifacts-destination", "s3://bucket/a")
-    first = settings(db_uri)
-    plain_init(db_uri, "--grace", "0s", "--artifacts-destination", "s3://bucket/b")
-    second = settings(db_uri)
+    plain_init(any_db_uri, *told, "--action", "purge", "--artifacts-destination", "s3://bucket/a")
+    first = settings(any_db_uri)
+    plain_init(any_db_uri, "--grace", "0s", "--artifacts-destination", "s3://bucket/b")
+    second = settings(any_db_uri)
 
     assert (first["grace_ms"], first["min_object_age_ms"], first["models"]) == (3 * 86_400_000, 0, "follow-run")
     changed = {name for name in first if first[name] != second[name]} - {"updated_ms"}
@@ -129,11 +129,11 @@ def test_a_proxied_site_without_a_destination_is_told(
     assert "--artifacts-destination" not in init(site).out
 
 
-def test_mlflows_own_tables_stay_as_they_are(db_uri: str) -> None:
+def test_mlflows_own_tables_stay_as_they_are(any_db_uri: str) -> None:
     """Init adds tables whose names are ours, and changes no other."""
-    engine = sa.create_engine(db_uri)
+    engine = sa.create_engine(any_db_uri)
     theirs = {name: sa.inspect(engine).get_columns(name) for name in sa.inspect(engine).get_table_names()}
-    plain_init(db_uri)
+    plain_init(any_db_uri)
     after = sa.inspect(engine)
 
     assert all(name.startswith("artifact_gc_") for name in set(after.get_table_names()) - set(theirs))
@@ -142,9 +142,9 @@ def test_mlflows_own_tables_stay_as_they_are(db_uri: str) -> None:
     engine.dispose()
 
 
-def test_two_inits_at_once(db_uri: str) -> None:
+def test_two_inits_at_once(any_db_uri: str) -> None:
     """Two processes that set up one database both succeed, and leave one row of settings."""
-    command = [sys.executable, "-m", "mlflow_artifact_gc", "init", "--backend-store-uri", db_uri]
+    command = [sys.executable, "-m", "mlflow_artifact_gc", "init", "--backend-store-uri", any_db_uri]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
         for _ in range(2)
@@ -152,7 +152,7 @@ def test_two_inits_at_once(db_uri: str) -> None:
     said = [process.communicate(timeout=60) for process in both]
 
     assert [process.returncode for process in both] == [0, 0], said
-    assert settings(db_uri)["id"] == 1
+    assert settings(any_db_uri)["id"] == 1
 
 
 # Moved, copied, restored

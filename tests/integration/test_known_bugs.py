@@ -342,7 +342,7 @@ def test_13_each_run_costs_two_requests(pair: Pair, stock: Callable[..., Any], r
     assert len(requests) >= 128
     requests.clear()
     assert mlflow_gc(pair.ours).code == 0
-    assert len(requests) < 64
+    assert len(requests) < 100, "sixteen listings, as many deletions, and three times as many to verify"
 
 
 def test_14_it_shows_nothing_and_asks_nobody(pair: Pair, stock: Callable[..., Any]) -> None:

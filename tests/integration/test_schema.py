@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Engine,
     NullPool,
+    bindparam,
     create_engine,
+    event,
     inspect,
     select,
     text,
@@ -21,10 +26,13 @@ from mlflow_artifact_gc import database, schema, tables
 from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
 from mlflow_artifact_gc.schema import SchemaState
 from tests.abilities import has
+from tests.hooked import INBOX, Hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.mariadb import MariaDbServer
 
 OLDER_MLFLOW = ("bf29a5ff90ea", "867495a8f9d4")
 """Revisions of MLflow's schema from before the newest: its 3.4, and for an MLflow that knows no logged models, 2.13."""
@@ -60,7 +68,24 @@ def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def mariadb_engine(maria: MariaDbServer) -> Iterator[Engine]:
+    """An empty MariaDB database."""
+    engine = create_engine(maria.create_database(), poolclass=NullPool)
+    yield engine
+    engine.dispose()
+    maria.drop_database(engine.url.database or "")
+
+
+@pytest.fixture
+def mlflow_mariadb_engine(maria_uri: str) -> Iterator[Engine]:
+    """A MariaDB database that MLflow has set up."""
+    engine = create_engine(maria_uri, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """An empty database of each kind."""
     found = request.getfixturevalue(f"{request.param}_engine")
@@ -95,7 +120,15 @@ def mlflow_postgresql_engine(postgresql_engine: Engine) -> Engine:
     return postgresql_engine
 
 
-@pytest.fixture(params=["mlflow_sqlite", "mlflow_postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
+def transactional_engine(request: pytest.FixtureRequest) -> Engine:
+    """An empty database of each kind that can take back what it has made."""
+    found = request.getfixturevalue(f"{request.param}_engine")
+    assert isinstance(found, Engine)
+    return found
+
+
+@pytest.fixture(params=["mlflow_sqlite", "mlflow_postgresql", "mlflow_mariadb"])
 def mlflow_engine(request: pytest.FixtureRequest) -> Engine:
     """A database of each kind that MLflow has set up."""
     found = request.getfixturevalue(f"{request.param}_engine")
@@ -160,8 +193,16 @@ def describe(connection: Connection) -> dict[str, Any]:
             "checks": sorted((c["name"] or "", c["sqltext"]) for c in inspector.get_check_constraints(name)),
             "indexes": sorted(inspector.get_indexes(name), key=lambda index: index["name"] or ""),
             "foreign keys": inspector.get_foreign_keys(name),
+            "options": inspector.get_table_options(name),
         }
         for name in sorted(tables.metadata.tables)
+    }
+
+
+def our_rows(connection: Connection) -> dict[str, list[Any]]:
+    """Everything that our tables hold."""
+    return {
+        name: [tuple(row) for row in connection.execute(select(one))] for name, one in tables.metadata.tables.items()
     }
 
 
@@ -208,8 +249,9 @@ def test_every_step_goes_down_and_up_again(engine: Engine) -> None:
         assert describe(connection) == made
 
 
-def test_the_upgrade_belongs_to_the_callers_transaction(engine: Engine) -> None:
+def test_the_upgrade_belongs_to_the_callers_transaction(transactional_engine: Engine) -> None:
     """A rollback after the upgrade leaves no table behind, also on SQLite, where DDL would commit by itself."""
+    engine = transactional_engine
     with engine.connect() as connection:
         schema.upgrade(connection)
         made = our_tables(connection)
@@ -349,14 +391,16 @@ def test_an_installation_without_migrations_says_so(tmp_path: Path, monkeypatch:
         schema.migrations_folder()
 
 
-def test_two_upgrades_at_once_on_postgresql(postgresql_engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_two_upgrades_at_once(request: pytest.FixtureRequest, kind: str) -> None:
     """Two processes that create the tables wait for each other: both succeed."""
+    engine: Engine = request.getfixturevalue(f"{kind}_engine")
     both = threading.Barrier(2)
     failures: list[BaseException] = []
 
     def create() -> None:
         try:
-            with postgresql_engine.begin() as connection:
+            with engine.begin() as connection:
                 both.wait(timeout=30)
                 schema.upgrade(connection)
         except BaseException as error:  # noqa: BLE001 (whatever it was, the test shows it)
@@ -369,8 +413,81 @@ def test_two_upgrades_at_once_on_postgresql(postgresql_engine: Engine) -> None:
         thread.join(timeout=60)
 
     assert failures == []
-    with postgresql_engine.connect() as connection:
+    with engine.connect() as connection:
         assert schema.state(connection) is SchemaState.CURRENT
+
+
+def test_who_upgrades_next_sees_the_revision(mariadb_engine: Engine) -> None:
+    """On MariaDB an upgrade is done when it lets the next one in, whatever its caller still does."""
+    with mariadb_engine.connect() as one, mariadb_engine.connect() as two:
+        two.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        schema.upgrade(one)
+        schema.upgrade(two)
+        assert schema.state(two) is SchemaState.CURRENT
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("starts_at", ["base", "0001"])
+def test_an_interrupted_upgrade_is_completed_by_the_next(mariadb_engine: Engine, starts_at: str) -> None:
+    """On MariaDB each statement commits by itself: killed after any, ``init`` is run again, and all is there."""
+    from alembic import command
+
+    def begin_anew(connection: Connection) -> None:
+        tables.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE IF EXISTS {tables.VERSION_TABLE}"))
+        if starts_at != "base":
+            command.upgrade(schema.alembic_config(connection), starts_at)
+
+    def upgrade(ends_before: int | None) -> int:
+        """How many statements it sent that change something."""
+        sent = 0
+
+        def count(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+            nonlocal sent
+            if statement.split(maxsplit=1)[0].upper() in {"CREATE", "ALTER", "INSERT", "UPDATE"}:
+                if sent == ends_before:
+                    raise _KilledError
+                sent += 1
+
+        with mariadb_engine.connect() as connection:
+            event.listen(connection, "before_cursor_execute", count)
+            schema.upgrade(connection)
+            connection.commit()
+        return sent
+
+    with mariadb_engine.begin() as connection:
+        begin_anew(connection)
+    statements = upgrade(None)
+    with mariadb_engine.connect() as connection:
+        whole = describe(connection)
+    for ends_before in range(statements):
+        with mariadb_engine.begin() as connection:
+            begin_anew(connection)
+        with pytest.raises(_KilledError):
+            upgrade(ends_before)
+        with mariadb_engine.connect() as connection:
+            assert schema.state(connection) is not SchemaState.CURRENT
+        upgrade(None)
+        with mariadb_engine.connect() as connection:
+            assert describe(connection) == whole
+            assert schema.state(connection) is SchemaState.CURRENT
+            assert connection.execute(select(tables.lease.c.id, tables.lease.c.owner)).all() == [(1, None)]
+    assert statements >= (12 if starts_at == "base" else 5)
+
+
+def test_our_tables_compare_byte_by_byte(mariadb_engine: Engine) -> None:
+    """Whatever the database was told to do by default; and they can be rolled back."""
+    with mariadb_engine.begin() as connection:
+        schema.upgrade(connection)
+        query = (
+            "SELECT DISTINCT engine, table_collation FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name IN :names"
+        )
+        names: BindParameter[Any] = bindparam("names", sorted(tables.metadata.tables), expanding=True)
+        assert connection.execute(text(query).bindparams(names)).all() == [("InnoDB", "utf8mb4_bin")]
 
 
 def test_whether_mlflow_is_set_up(engine: Engine) -> None:
@@ -403,19 +520,28 @@ def test_mlflow_goes_on_beside_our_tables(mlflow_engine: Engine, tmp_path: Path)
         assert schema.state(connection) is SchemaState.CURRENT
 
 
-def test_mlflow_upgrades_over_our_tables(engine: Engine, tmp_path: Path) -> None:
-    """Ours are made beside an older MLflow's; its upgrade to the newest passes and leaves ours as they are."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
+def test_mlflow_upgrades_over_our_tables(transactional_engine: Engine) -> None:
+    """Opted in beside an older MLflow's: its command leaves ours alone, and the hook goes on."""
+    engine = transactional_engine
     mlflow_initialize_at(engine, OLDER_MLFLOW[not has("logged_models")])
-    with engine.begin() as connection:
-        schema.upgrade(connection)
-        before = describe(connection)
+    hooked = Hooked(uri=url_of(engine)).init()
+    hooked.intent("run", "waits", "pending", None)
+    hooked.execute(
+        f"INSERT INTO {INBOX} (event, entity_kind, entity_id, recorded_ms) VALUES ('deleted', 'run', 'a', 1)"
+    )
+    with engine.connect() as connection:
+        before, rows = describe(connection), our_rows(connection)
 
-    mlflow_db_upgrade(engine)
-    SqlAlchemyStore(url_of(engine), str(tmp_path))._dispose_engine()
-
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", url_of(engine)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "artifact_gc" not in done.stderr
     assert mlflow_revision(engine) == mlflow_head()
     with engine.connect() as connection:
-        assert describe(connection) == before
+        assert (describe(connection), our_rows(connection)) == (before, rows)
         assert schema.state(connection) is SchemaState.CURRENT
+
+    run = hooked.run(hooked.experiment())
+    hooked.store.delete_run(run)
+    assert [note[:3] for note in hooked.taken()] == [("deleted", "run", "a"), ("deleted", "run", run)]
+    hooked.close()

@@ -149,9 +149,9 @@ def test_moto_checks_keys_and_policies_once_iam_is_on(tmp_path: Path) -> None:
     assert [error.get("Code") for error in answer["Errors"]] == ["AccessDenied"]
 
 
-def test_each_test_gets_its_own_mlflow_database(db_uri: str, moto_s3: S3Server, moto_bucket: str) -> None:
+def test_each_test_gets_its_own_mlflow_database(any_db_uri: str, moto_s3: S3Server, moto_bucket: str) -> None:
     """A fresh database of either kind takes MLflow's store, and its experiment 0 lies under the site's root."""
-    site = Site.direct(db_uri, moto_s3, moto_bucket)
+    site = Site.direct(any_db_uri, moto_s3, moto_bucket)
     try:
         started = time.monotonic()
         site.run(site.experiment(), {"a": 1})

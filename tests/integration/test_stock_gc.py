@@ -29,6 +29,12 @@ def any_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -
     return make_site(Site.direct(db_uri, seaweed, bucket))
 
 
+@pytest.fixture
+def every_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+    """The same on MariaDB too: for what a site does every night."""
+    return make_site(Site.direct(any_db_uri, seaweed, bucket))
+
+
 def rows(site: Site) -> set[str]:
     """The ids of everything that MLflow still has a row of."""
     return {row.id for row in site.rows()}
@@ -52,9 +58,9 @@ def kept(site: Site, ran: StockRan, *entities: str) -> bool:
     return ran.code == 0 and said and set(entities) <= rows(site)
 
 
-def test_deleted_runs_go_with_their_rows(any_site: Site) -> None:
+def test_deleted_runs_go_with_their_rows(every_site: Site) -> None:
     """What a nightly 'mlflow gc' does, it does with us too; and the journal has it."""
-    site = any_site
+    site = every_site
     experiment = site.experiment()
     live, deleted = site.run(experiment, n_objects=2), site.run(experiment, n_objects=3)
     site.delete_run(deleted)
@@ -70,9 +76,9 @@ def test_deleted_runs_go_with_their_rows(any_site: Site) -> None:
     assert live in rows(site)
 
 
-def test_a_registered_model_is_kept_and_the_next_run_goes(any_site: Site) -> None:
+def test_a_registered_model_is_kept_and_the_next_run_goes(every_site: Site) -> None:
     """The run whose artifacts are a champion stays with its row; its neighbours are collected all the same."""
-    site = any_site
+    site = every_site
     experiment = site.experiment()
     champion = site.run(experiment, {"model/MLmodel": b"x"})
     others = [site.run(experiment, n_objects=1) for _ in range(4)]
@@ -201,9 +207,9 @@ def test_a_named_experiment_goes_alone(site: Site) -> None:
     assert not keys_of(site, along)
 
 
-def test_an_experiment_takes_its_models_and_traces_along(any_site: Site) -> None:
+def test_an_experiment_takes_its_models_and_traces_along(every_site: Site) -> None:
     """Of a deleted experiment nothing is left, neither rows nor objects."""
-    site = any_site
+    site = every_site
     experiment = site.experiment()
     run = site.run(experiment, n_objects=1)
     along = [*site.logged_models(experiment, run, n_objects=2), site.trace(experiment)]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,9 +28,9 @@ MakeSite = Callable[[Site], Site]
 
 
 @pytest.fixture
-def any_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
     """A site with the hook, on each kind of database."""
-    return watched(make_site(Site.direct(db_uri, seaweed, bucket)))
+    return watched(make_site(Site.direct(any_db_uri, seaweed, bucket)))
 
 
 @pytest.fixture
@@ -434,10 +435,10 @@ def test_what_logged_models_of_deleted_runs_hold_is_told(hooked: Site) -> None:
 
 
 def test_a_registration_that_began_before_the_claim_is_seen(
-    pg_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+    server_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
 ) -> None:
-    """On PostgreSQL: it has asked, was not refused, and commits after the claim; the fence waits for it."""
-    site = watched(make_site(Site.direct(pg_uri, seaweed, bucket)))
+    """It has asked, was not refused, and commits after the claim; the fence waits for it."""
+    site = watched(make_site(Site.direct(server_uri, seaweed, bucket)))
     init(site, *NOW)
     run_id = site.run(site.experiment(), {"model/MLmodel": 10})
     site.register("churn", "s3://elsewhere/model")
@@ -627,3 +628,77 @@ def test_how_much_is_kept_is_measured_without_a_worker_too(site: Site) -> None:
         told = gc(site)["kept_models_of_deleted_runs"]
         assert (told["models"], told["objects"], told["bytes"]) == (1, 3, 3000)
     assert "1 logged model of deleted runs (3 objects, 3.00 kB)" in run("status", *stores).out
+
+
+def test_what_a_stopped_worker_did_not_reach_is_due(hooked: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one, which may have looked at everything long ago, need not wait for a date."""
+    site = hooked
+    init(site, *NOW)
+    dead = [site.run(site.experiment(), n_objects=1) for _ in range(4)]
+    for one in dead:
+        site.delete_run(one)
+    stop, many = threading.Event(), s3.deleting._Deletion.many
+
+    def stopped_by_the_first(self: Any, targets: list[Any]) -> None:
+        stop.set()
+        many(self, targets)
+        time.sleep(1)  # Longer than the worker takes to see it.
+
+    stopped = worker(site, stop, MLFLOW_ARTIFACT_GC_CONCURRENCY="1")
+    with monkeypatch.context() as patched:
+        patched.setattr(s3.deleting._Deletion, "many", stopped_by_the_first)
+        stopped.turn()
+    stopped.close()
+    there = [one for one in dead if left(site, one)]
+    assert 0 < len(there) < len(dead)
+    found = intents(site, "entity_id", "state", "look_ms")
+    due = [entity for entity, state, ms in found if state == "pending" and ms <= time.time() * 1000]
+    assert sorted(due) == sorted(there)
+
+
+class _Waits(threading.Event):
+    """How long the worker would have waited, each time; ``then`` is what happens meanwhile."""
+
+    def __init__(self, *then: Callable[[], object]) -> None:
+        super().__init__()
+        self.waited_s: list[float] = []
+        self._then = then
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Not at all."""
+        self.waited_s.append(timeout or 0.0)
+        if len(self.waited_s) > len(self._then):
+            self.set()
+        else:
+            self._then[len(self.waited_s) - 1]()
+        return self.is_set()
+
+
+def test_a_worker_without_its_database_asks_later_and_later(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Up to five minutes, and says it once; when the database is back, it goes on as ever. No file is made instead."""
+    init(site, *NOW)
+    run_id = site.run(site.experiment(), n_objects=1)
+    site.close()
+    file = Path(sa.make_url(site.uri).database or "")
+    away = file.rename(file.with_suffix(".away"))
+
+    def comes_back() -> None:
+        assert not file.exists()
+        away.rename(file)
+        watched(site).delete_run(run_id)
+
+    def goes_away() -> None:
+        assert left(site, run_id) == []
+        site.close()
+        file.rename(away)
+
+    def nothing() -> None:
+        assert not file.exists()
+
+    waits = _Waits(*[nothing] * 6, comes_back, goes_away, nothing, lambda: away.rename(file))
+    worker(site, waits, MLFLOW_ARTIFACT_GC_POLL="7s").run()
+
+    assert waits.waited_s == [14, 28, 56, 112, 224, 300, 300, 7, 14, 28, 7]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2
+    assert all("There is no database at" in one for one in said)

@@ -34,8 +34,14 @@ class Crash(Exception):
 
 
 @pytest.fixture
-def any_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
     """A site with the hook, on each kind of database."""
+    return watched(make_site(Site.direct(any_db_uri, seaweed, bucket)))
+
+
+@pytest.fixture
+def either_site(db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+    """The same in a file and on one server."""
     return watched(make_site(Site.direct(db_uri, seaweed, bucket)))
 
 
@@ -217,9 +223,9 @@ def test_what_is_deleted_again_beside_gc_is_not_mislaid(hooked: Site, monkeypatc
 
 
 @pytest.mark.parametrize("hours", [-30, -3, 0, 3])
-def test_a_client_with_a_wrong_clock(any_site: Site, hours: int) -> None:
+def test_a_client_with_a_wrong_clock(either_site: Site, hours: int) -> None:
     """Its date never shortens the grace period, and lengthens it by as much as it is ahead."""
-    site = any_site
+    site = either_site
     init(site, "--grace", "2h", "--min-object-age", "0s")
     run_id = site.run(site.experiment(), n_objects=OBJECTS)
     site.delete_run(run_id)

@@ -38,7 +38,7 @@ LAYERS = (
         "s3",
     },
     {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
-    {"hook", "intake", "rounds", "worker", "collecting"},
+    {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
 )
 """From the core outwards; a module imports its own layer and those before it. A new module gets its place here."""

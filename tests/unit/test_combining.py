@@ -1,4 +1,4 @@
-"""Threads that meet: one answer for all who ask at once, never older than a question; and the last one takes over."""
+"""Questions that many threads ask at once: one answer for all of them, never an older one than the question."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mlflow_artifact_gc.combining import Combined, Meeting
+from mlflow_artifact_gc.combining import Combined
 
 THREADS = 8
 
@@ -75,22 +75,3 @@ def test_an_error_is_everybody_s_and_not_the_next_one_s() -> None:
             combined.ask([1])
     fails = False
     assert combined.ask([1, 2]) == 2
-
-
-def test_the_last_one_gets_what_all_have_brought() -> None:
-    """Whoever is the last: one thread alone gets everything, and once."""
-    for _ in range(50):
-        meeting: Meeting[int] = Meeting(THREADS)
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = [*pool.map(meeting.come, range(THREADS))]
-        assert sorted(map(len, found)) == [0] * (THREADS - 1) + [THREADS]
-        assert sorted(number for one in found for number in one) == [*range(THREADS)]
-        assert not meeting.break_up()
-
-
-def test_what_was_brought_to_a_meeting_that_never_took_place_is_not_lost() -> None:
-    """Where not all come, it can be had back."""
-    meeting: Meeting[str] = Meeting(3)
-    assert not meeting.come("one")
-    assert not meeting.come("two")
-    assert [*meeting.break_up()] == ["one", "two"]
