@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.abilities import OLD
+from tests.mariadb import WITHOUT
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 CONSTRAINTS: Final = CHECKOUT / "tests" / "constraints"
@@ -44,7 +45,7 @@ class Version:
         return self.folder / "bin" / "python"
 
 
-OLDEST: Final = Version(name="mlflow-2.22", environ={OLD: "old"})
+OLDEST: Final = Version(name="mlflow-2.22", environ={OLD: "old", WITHOUT: "1"})
 KNOWN_GOOD: Final = Version(name="known-good")
 VERSIONS: Final = {"2.22": OLDEST}
 """By what ``--mlflow`` calls them."""

@@ -221,7 +221,9 @@ def test_the_insert_fails(hooked: Hooked, caplog: pytest.LogCaptureFixture) -> N
     said = _complaints(caplog)
 
     assert {level for level, _ in said} == {logging.ERROR}
-    assert len(said) == 12  # of the experiment without anything in it there is nothing to note
+    assert len(said) == (
+        12 if has("gc_of_logged_models") else 10
+    )  # of the experiment without anything in it there is nothing to note
     assert said[0][1] == (
         "mlflow-artifact-gc could not note a deletion, which goes on; a later scan takes it up: no: … …"
     )
