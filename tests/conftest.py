@@ -5,6 +5,7 @@ An MLflow database takes MLflow ten seconds to make, so each test gets a copy of
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import mariadb, servers
+from tests.abilities import need
 from tests.mariadb import MariaDbServer
 from tests.servers import PostgresServer, S3Server
 from tests.site import Site
@@ -35,9 +37,17 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """The seed, for repeating a failure, and what is left out."""
+    """The seed, for repeating a failure, the versions that decide most beside it, and what is left out."""
+    tested = [f"{name} {importlib.metadata.version(name)}" for name in ("mlflow", "sqlalchemy", "boto3")]
     left_out = [f"left out: every test that needs MariaDB ({mariadb.WITHOUT} is set)"] if _WITHOUT_MARIADB else []
-    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", *left_out]
+    return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", f"tested with: {', '.join(tested)}", *left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what an old MLflow cannot do (see tests/abilities.py)."""
+    for marker in item.iter_markers("needs"):
+        for ability in marker.args:
+            need(ability)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    # MLflow's migrations, which an old one runs at each start, take the root logger's handlers away, caplog's too.
+    monkeypatch.setattr("logging.config.fileConfig", lambda *_arguments, **_how: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

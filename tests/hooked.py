@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +14,24 @@ import sqlalchemy as sa
 
 from mlflow_artifact_gc.tables import intents
 from tests import command
+from tests.abilities import has, need
+from tests.site import engines_of, make_trace
 
 ROOT = "s3://bucket/mlruns"
 INBOX = "artifact_gc_inbox"
 _ROWS = {
-    "experiments": "experiment_id, name, lifecycle_stage, last_update_time, workspace",
+    "experiments": "experiment_id, name, lifecycle_stage, last_update_time",
     "runs": "run_uuid, lifecycle_stage, deleted_time",
-    "logged_models": "model_id, lifecycle_stage, last_updated_timestamp_ms",
     "trace_info": "request_id, experiment_id",
     "trace_tags": "request_id, trace_tags.key, value",
     "model_versions": "name, version, current_stage, source",
     "registered_models": "name, last_updated_time",
-    "workspaces": "name",
 }
+_ROWS_OF = {
+    "logged_models": {"logged_models": "model_id, lifecycle_stage, last_updated_timestamp_ms"},
+    "workspaces": {"experiments": f"{_ROWS['experiments']}, workspace", "workspaces": "name"},
+}
+"""What MLflow has besides, or instead, by the ability."""
 
 
 class Noted(NamedTuple):
@@ -66,6 +70,7 @@ class Hooked:
 
     @cached_property
     def workspaces(self) -> Any:
+        need("workspaces")
         from mlflow.tracking._workspace.registry import get_workspace_store
 
         return self._kept(get_workspace_store(self.uri))
@@ -103,7 +108,7 @@ class Hooked:
         self.engine.dispose()
         for store in self._made:
             engine_of(store).dispose()
-            getattr(type(store), "_engine_map", {}).pop(self.uri, None)
+            engines_of(type(store)).pop(self.uri, None)
 
     # Things in MLflow
 
@@ -116,23 +121,12 @@ class Hooked:
         return made
 
     def model(self, experiment: str, run: str | None = None) -> str:
+        need("logged_models")
         made: str = self.store.create_logged_model(experiment, source_run_id=run).model_id
         return made
 
     def trace(self, experiment: str, tags: dict[str, str] | None = None) -> str:
-        from mlflow.entities import TraceInfo, TraceLocation, TraceState
-
-        trace_id = f"tr-{uuid.uuid4().hex}"
-        self.store.start_trace(
-            TraceInfo(
-                trace_id=trace_id,
-                trace_location=TraceLocation.from_experiment_id(experiment),
-                request_time=int(time.time() * 1000),
-                state=TraceState.OK,
-                tags=tags or {},
-            )
-        )
-        return trace_id
+        return make_trace(self.store, experiment, tags)
 
     def version(self, name: str, source: str) -> str:
         """Register; the version's number."""
@@ -189,13 +183,21 @@ class Hooked:
 
     def rows(self) -> dict[str, list[Any]]:
         """What MLflow's own tables say, as far as deletions change it."""
+        tables = dict(_ROWS)
+        for ability, more in _ROWS_OF.items():
+            tables |= more if has(ability) else {}
         with self.engine.connect() as connection:
             return {
                 table: sorted(
                     json.dumps(list(row)) for row in connection.execute(sa.text(f"SELECT {columns} FROM {table}"))
                 )
-                for table, columns in _ROWS.items()
+                for table, columns in tables.items()
             }
+
+    @property
+    def workspace(self) -> str | None:
+        """Where an MLflow with workspaces has everything."""
+        return "default" if has("workspaces") else None
 
     def uri_of(self, run: str) -> str:
         return str(self.scalar("SELECT artifact_uri FROM runs WHERE run_uuid = :id", id=run))

@@ -10,9 +10,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 
 import sqlalchemy as sa
 
+from tests.abilities import has, need
 from tests.servers import S3Server, s3_client
 
 if TYPE_CHECKING:
@@ -150,9 +151,11 @@ class Site:
 
         self.engine.dispose()
         self.registry_engine.dispose()
-        # MLflow keeps one engine per URI for the life of the process.
+        for made in ("store", "registry"):
+            if made in self.__dict__:
+                self.__dict__[made].engine.dispose()
         for kept, uri in itertools.product((TrackingStore, RegistryStore), (self.uri, self.registry_uri or self.uri)):
-            engine = kept._engine_map.pop(uri, None)
+            engine = engines_of(kept).pop(uri, None)
             if engine is not None:
                 engine.dispose()
 
@@ -225,6 +228,7 @@ class Site:
         ready: bool = True,
     ) -> str:
         """Makes a logged model with these objects; returns its id."""
+        need("logged_models")
         from mlflow.entities import LoggedModelStatus
 
         model = self.store.create_logged_model(experiment, source_run_id=source_run)
@@ -233,6 +237,10 @@ class Site:
             self.store.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         model_id: str = model.model_id
         return model_id
+
+    def logged_models(self, experiment: str, source_run: str | None = None, *, n_objects: int = 0) -> list[str]:
+        """One logged model, for a test that is about more than these; none where an old MLflow has none."""
+        return [self.logged_model(experiment, source_run, n_objects=n_objects)] if has("logged_models") else []
 
     def delete_logged_model(self, model_id: str, deleted_ms: int | None = None) -> None:
         self.store.delete_logged_model(model_id)
@@ -245,24 +253,14 @@ class Site:
 
     def trace(self, experiment: str, objects: Mapping[str, Content] | None = None) -> str:
         """Makes a trace whose data lie in S3 (default: a ``traces.json``); returns its id."""
-        from mlflow.entities import TraceInfo, TraceLocation, TraceState
-
-        trace_id = f"tr-{uuid.uuid4().hex}"
-        self.store.start_trace(
-            TraceInfo(
-                trace_id=trace_id,
-                trace_location=TraceLocation.from_experiment_id(experiment),
-                request_time=int(time.time() * 1000),
-                state=TraceState.OK,
-            )
-        )
+        trace_id = make_trace(self.store, experiment)
         content = {"traces.json": json.dumps({"spans": []}).encode()} if objects is None else objects
         self.write(trace_id, self.artifact_uri(trace_id), content)
         return trace_id
 
     def delete_trace(self, experiment: str, trace_id: str) -> None:
         """Removes a trace's row, as MLflow does: at once, and its objects stay."""
-        self.store.delete_traces(experiment, trace_ids=[trace_id])
+        delete_traces(self.store, experiment, [trace_id])
 
     # Model registry
 
@@ -274,8 +272,9 @@ class Site:
             self.registry.get_registered_model(name)
         except MlflowException:
             self.registry.create_registered_model(name)
+        of_model = {"model_id": local_model_id} if has("logged_models") else {}
         with _tracking_uri(self.uri):
-            made = self.registry.create_model_version(name, source, run_id=run_id, model_id=local_model_id)
+            made = self.registry.create_model_version(name, source, run_id=run_id, **of_model)
         return int(made.version)
 
     def alias(self, name: str, alias: str, version: int) -> None:
@@ -367,7 +366,8 @@ class Site:
     def rows(self) -> Iterator[Row]:
         """MLflow's rows that own artifacts, in every workspace."""
         for statement in _ROWS:
-            yield from self._select(self.engine, statement, _row)
+            if "logged_models" not in statement or has("logged_models"):
+                yield from self._select(self.engine, statement, _row)
 
     def versions(self) -> Iterator[Version]:
         """The registry's versions that are not deleted, in every workspace."""
@@ -396,6 +396,47 @@ _VERSIONS = (
     " FROM model_versions WHERE current_stage IS NULL OR current_stage <> 'Deleted_Internal'"
 )
 _ALIASES = "SELECT name, alias, version FROM registered_model_aliases"
+
+
+def engines_of(store_class: Any) -> dict[str, sa.Engine]:
+    """The engines that a class of MLflow's stores keeps, one per URI, for the life of the process."""
+    found: dict[str, sa.Engine] = {}
+    for name in ("_db_uri_sql_alchemy_engine_map", "_engine_map"):
+        found = getattr(store_class, name, found)
+    return found
+
+
+def make_trace(store: Any, experiment: str, tags: Mapping[str, str] | None = None) -> str:
+    """Makes a trace by MLflow's tracking store; returns its id."""
+    import mlflow.entities as made_of
+
+    now_ms, named = int(time.time() * 1000), dict(tags or {})
+    if not has("traces_by_info"):
+        found: str = store.start_trace(experiment, now_ms, {}, named).request_id
+        return found
+    trace_id = f"tr-{uuid.uuid4().hex}"
+    store.start_trace(
+        made_of.TraceInfo(
+            trace_id=trace_id,
+            trace_location=made_of.TraceLocation.from_experiment_id(experiment),
+            request_time=now_ms,
+            state=made_of.TraceState.OK,
+            tags=named,
+        )
+    )
+    return trace_id
+
+
+def delete_traces(store: Any, experiment: str, trace_ids: Sequence[str]) -> None:
+    """Removes the rows of these traces by MLflow's tracking store."""
+    store.delete_traces(experiment, **{"trace_ids" if has("traces_by_info") else "request_ids": list(trace_ids)})
+
+
+def writing(store: Any) -> AbstractContextManager[Any]:
+    """A session of an MLflow store that may write."""
+    how = {"read_only": False} if has("read_replicas") else {}
+    made: AbstractContextManager[Any] = store.ManagedSessionMaker(**how)
+    return made
 
 
 def _row(kind: str, entity: str, experiment: int, stage: str, uri: str | None) -> Row:

@@ -447,8 +447,9 @@ def test_many_runs_of_one_experiment_are_listed_together(
     experiment = site.experiment()
     dead = [site.run(experiment, n_objects=2) for _ in range(40)]
     live = [site.run(experiment, n_objects=3) for _ in range(20)]
-    dead += [site.logged_model(experiment, n_objects=1) for _ in range(3)]
-    live += [site.logged_model(experiment, n_objects=1), site.trace(experiment)]
+    for _ in range(3):
+        dead += site.logged_models(experiment, n_objects=1)
+    live += [*site.logged_models(experiment, n_objects=1), site.trace(experiment)]
     for one in dead[:40]:
         site.delete_run(one)
     for one in dead[40:]:
@@ -567,7 +568,8 @@ def test_rows_go_only_where_the_location_is_verified(
 
     site = make_site(Site.direct(any_db_uri, moto_s3, moto_bucket))
     gone, stays = site.experiment(), site.experiment()
-    dead = [site.run(gone, n_objects=2), site.logged_model(gone, n_objects=1), site.trace(gone), site.run(gone)]
+    dead = [site.run(gone, n_objects=2), site.trace(gone), *site.logged_models(gone, n_objects=1)]
+    empty = site.run(gone)
     site.store.log_batch(dead[0], [Metric("loss", 1.0, 0, 0)], [Param("lr", "0.1")], [RunTag("team", "a")])
     protected, live = site.run(stays, n_objects=1), site.run(stays, n_objects=1)
     site.register("churn", site.artifact_uri(protected), run_id=protected)
@@ -577,8 +579,8 @@ def test_rows_go_only_where_the_location_is_verified(
     before = site.snapshot()
     report = gc(site, "--metadata", "delete")
 
-    assert outcomes(report) == {dead[0]: "swept", dead[1]: "swept", dead[2]: "swept", dead[3]: "empty"}
-    assert {result["id"] for result in report["results"] if result["metadata_deleted"]} == set(dead)
+    assert outcomes(report) == {**dict.fromkeys(dead, "swept"), empty: "empty"}
+    assert {result["id"] for result in report["results"] if result["metadata_deleted"]} == {*dead, empty}
     assert report["experiments_deleted"] == [gone]
     after = assert_bucket_sound(site, report, before)
     assert {row.id for row in after.rows if row.kind == "run"} == {protected, live}

@@ -5,6 +5,7 @@ The stores are MLflow's own, by MLflow's registries and the entry points of the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import uuid
@@ -16,7 +17,9 @@ import pytest
 import sqlalchemy as sa
 
 from mlflow_artifact_gc import database
+from tests.abilities import has, need, needs
 from tests.hooked import ROOT, Hooked, Noted, failing_commits, statements
+from tests.site import delete_traces, writing
 
 _FUTURE_MS = 2**52
 _WORKSPACE = "team-a"
@@ -98,8 +101,13 @@ def restore_run(hooked: Hooked) -> Step:
 
 def _experiment_with_runs(hooked: Hooked) -> str:
     experiment = hooked.experiment()
-    runs = [hooked.run(experiment) for _ in range(3)]
-    hooked.model(experiment, runs[0])
+    numbers = itertools.count(uuid.uuid4().int >> 8 << 8)
+    with pytest.MonkeyPatch.context() as patched:
+        # The newest MLflow updates them as they were made, an old one by their ids: the same one is always the last.
+        patched.setattr(uuid, "uuid4", lambda: uuid.UUID(int=next(numbers)))
+        runs = [hooked.run(experiment) for _ in range(3)]
+    if has("logged_models"):
+        hooked.model(experiment, runs[0])
     hooked.store.delete_run(runs[2])
     return experiment
 
@@ -147,12 +155,13 @@ def hard_delete_run(hooked: Hooked) -> Step:
     experiment = hooked.experiment()
     run, _ = hooked.run(experiment), hooked.run(experiment)
     hooked.store.delete_run(run)
-    noted = [Noted("hard-deleted", "run", run, experiment, "default", hooked.uri_of(run))]
+    noted = [Noted("hard-deleted", "run", run, experiment, hooked.workspace, hooked.uri_of(run))]
     return Step("store", lambda store: store._hard_delete_run(run), lambda: noted)
 
 
 def hard_delete_experiment(hooked: Hooked) -> Step:
     """Runs, logged models and traces go with it, deleted before or not."""
+    need("traces_that_go_with_their_experiment")
     experiment, other = hooked.experiment(), hooked.experiment()
     runs = [hooked.run(experiment) for _ in range(2)]
     model, trace = hooked.model(experiment, runs[0]), hooked.trace(experiment)
@@ -163,16 +172,27 @@ def hard_delete_experiment(hooked: Hooked) -> Step:
         ("logged_model", model): hooked.model_uri(model),
         ("trace", trace): hooked.trace_uri(trace),
     }
-    noted = [Noted("hard-deleted", *entity, experiment, "default", uri) for entity, uri in uris.items()]
+    noted = [Noted("hard-deleted", *entity, experiment, hooked.workspace, uri) for entity, uri in uris.items()]
+    return Step("store", lambda store: store._hard_delete_experiment(experiment), lambda: noted)
+
+
+def hard_delete_experiment_of_runs(hooked: Hooked) -> Step:
+    """The same, as an MLflow of every age can do it."""
+    experiment, other = hooked.experiment(), hooked.experiment()
+    runs = [hooked.run(experiment) for _ in range(2)]
+    hooked.run(other)
+    hooked.store.delete_experiment(experiment)
+    noted = [Noted("hard-deleted", "run", run, experiment, hooked.workspace, hooked.uri_of(run)) for run in runs]
     return Step("store", lambda store: store._hard_delete_experiment(experiment), lambda: noted)
 
 
 def hard_delete_logged_model(hooked: Hooked) -> Step:
     """Nothing of MLflow's is written before our row: on SQLite we open the transaction."""
+    need("gc_of_logged_models")
     experiment = hooked.experiment()
     model, _ = hooked.model(experiment), hooked.model(experiment)
     hooked.store.delete_logged_model(model)
-    noted = [Noted("hard-deleted", "logged_model", model, experiment, "default", hooked.model_uri(model))]
+    noted = [Noted("hard-deleted", "logged_model", model, experiment, hooked.workspace, hooked.model_uri(model))]
     return Step("store", lambda store: store._hard_delete_logged_model(model), lambda: noted)
 
 
@@ -181,9 +201,10 @@ def delete_traces_by_id(hooked: Hooked) -> Step:
     experiment = hooked.experiment()
     traces = [hooked.trace(experiment) for _ in range(3)]
     noted = [
-        Noted("hard-deleted", "trace", trace, experiment, "default", hooked.trace_uri(trace)) for trace in traces[:2]
+        Noted("hard-deleted", "trace", trace, experiment, hooked.workspace, hooked.trace_uri(trace))
+        for trace in traces[:2]
     ]
-    return Step("store", lambda store: store.delete_traces(experiment, trace_ids=traces[:2]), lambda: noted)
+    return Step("store", lambda store: delete_traces(store, experiment, traces[:2]), lambda: noted)
 
 
 def delete_traces_by_date(hooked: Hooked) -> Step:
@@ -192,7 +213,7 @@ def delete_traces_by_date(hooked: Hooked) -> Step:
     traces = [hooked.trace(experiment) for _ in range(3)]
     for age, trace in enumerate(traces):
         hooked.execute("UPDATE trace_info SET timestamp_ms = :ms WHERE request_id = :id", ms=1000 - age, id=trace)
-    noted = [Noted("hard-deleted", "trace", traces[2], experiment, "default", hooked.trace_uri(traces[2]))]
+    noted = [Noted("hard-deleted", "trace", traces[2], experiment, hooked.workspace, hooked.trace_uri(traces[2]))]
 
     def do(store: Any) -> int:
         found: int = store.delete_traces(experiment, max_timestamp_millis=2000, max_traces=1)
@@ -203,6 +224,7 @@ def delete_traces_by_date(hooked: Hooked) -> Step:
 
 def delete_archived_trace(hooked: Hooked) -> Step:
     """Its payload lies elsewhere: both places are noted."""
+    need("trace_archives")
     archive = Path(str(os.environ["PYTEST_ARCHIVE"])) / uuid.uuid4().hex
     archive.mkdir(parents=True)
     (archive / "traces.pb").write_bytes(b"spans")
@@ -215,13 +237,13 @@ def delete_archived_trace(hooked: Hooked) -> Step:
         hooked.execute("DELETE FROM trace_tags WHERE request_id = :id AND trace_tags.key = :key", id=trace, key=key)
         hooked.execute("INSERT INTO trace_tags VALUES (:key, :v, :id)", id=trace, key=key, v=value)
     noted = [
-        Noted("hard-deleted", "trace", trace, experiment, "default", uri)
+        Noted("hard-deleted", "trace", trace, experiment, hooked.workspace, uri)
         for uri in (hooked.trace_uri(trace), archive.as_uri())
     ]
 
     def do(store: Any) -> None:
         (archive / "traces.pb").write_bytes(b"spans")
-        store.delete_traces(experiment, trace_ids=[trace])
+        delete_traces(store, experiment, [trace])
 
     return Step("store", do, lambda: noted)
 
@@ -278,6 +300,7 @@ STEPS = (
     delete_logged_model,
     hard_delete_run,
     hard_delete_experiment,
+    hard_delete_experiment_of_runs,
     hard_delete_logged_model,
     delete_traces_by_id,
     delete_traces_by_date,
@@ -369,10 +392,10 @@ def _is_ours(statement: str) -> bool:
 
 def test_what_deletes_nothing_costs_and_notes_nothing(hooked: Hooked) -> None:
     """Not a single statement more."""
-    from mlflow.entities import ExperimentTag, LoggedModelStatus, Metric, Param, RunStatus, RunTag
+    from mlflow.entities import ExperimentTag, Metric, Param, RunStatus, RunTag
 
     experiment = hooked.experiment()
-    run, model, trace = hooked.run(experiment), hooked.model(experiment), hooked.trace(experiment)
+    run, trace = hooked.run(experiment), hooked.trace(experiment)
     name = _model_name(hooked)
     for number in range(2):
         hooked.version(name, f"{ROOT}/{number}")
@@ -385,7 +408,6 @@ def test_what_deletes_nothing_costs_and_notes_nothing(hooked: Hooked) -> None:
         hooked.store.delete_tag(run, "t")
         hooked.store.update_run_info(run, RunStatus.FINISHED, 2, "other")
         hooked.store.restore_run(run)
-        hooked.store.finalize_logged_model(model, LoggedModelStatus.READY)
         hooked.store.set_trace_tag(trace, "a", "b")
         hooked.store.delete_trace_tag(trace, "a")
         hooked.registry.transition_model_version_stage(name, "1", "Production", archive_existing_versions=False)
@@ -394,6 +416,19 @@ def test_what_deletes_nothing_costs_and_notes_nothing(hooked: Hooked) -> None:
 
     assert hooked.noted() == []
     assert [statement for statement in sent + sent_by_registry if "artifact_gc" in statement] == []
+
+
+def test_finishing_a_logged_model_costs_and_notes_nothing(hooked: Hooked) -> None:
+    """The same of what only an MLflow with logged models can do."""
+    model = hooked.model(hooked.experiment())
+    from mlflow.entities import LoggedModelStatus
+
+    hooked.taken()
+    with statements(hooked.store) as sent:
+        hooked.store.finalize_logged_model(model, LoggedModelStatus.READY)
+
+    assert hooked.noted() == []
+    assert [statement for statement in sent if "artifact_gc" in statement] == []
 
 
 def test_deleting_an_experiment_of_ten_thousand_runs_adds_one_row(either: Hooked) -> None:
@@ -423,6 +458,7 @@ def _with_many_runs(hooked: Hooked, count: int) -> tuple[str, list[str]]:
     return experiment, runs
 
 
+@needs("workspaces")
 def test_a_workspace_that_is_deleted_with_all_it_holds(any_db_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another store of MLflow's deletes it: what it held is noted, what others hold is not; all or nothing."""
     from mlflow.entities.workspace import Workspace, WorkspaceDeletionMode
@@ -472,7 +508,7 @@ def test_many_experiments_that_go_at_once(hooked: Hooked, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(recorder, "_KEYS", 2)
     runs = [hooked.run(hooked.experiment()) for _ in range(5)]
-    with hooked.store.ManagedSessionMaker(read_only=False) as session:
+    with writing(hooked.store) as session:
         for experiment in session.query(SqlExperiment).filter(SqlExperiment.experiment_id > 0):
             session.delete(experiment)
 
@@ -548,6 +584,7 @@ class TestMlflowsOwn:
         assert hooked.registry.ManagedSessionMaker.__module__ == "mlflow_artifact_gc.hook.recorder"
         assert hooked.plain.ManagedSessionMaker.__module__ == "mlflow.store.db.utils"
 
+    @needs("workspaces")
     def test_classes_with_workspaces(self, db_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of all three stores."""
         monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
@@ -558,17 +595,24 @@ class TestMlflowsOwn:
 
         assert found == ["WorkspaceAwareSqlAlchemyStore", "WorkspaceAwareSqlAlchemyStore", "SqlAlchemyStore"]
 
-    def test_the_artifact_root_of_a_client(self, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without one MLflow takes the server's from the environment."""
+    def test_the_artifact_root_of_a_client(
+        self, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without one MLflow decides: it takes the server's from the environment, or (2.22) a folder."""
         from mlflow.tracking._tracking_service import utils
 
         monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "s3://from/the/environment")
-        store = utils._get_store(sqlite_uri)
-        location = store.get_experiment("0").artifact_location
-        store.engine.dispose()
+        monkeypatch.chdir(tmp_path)
+        another = f"sqlite:///{shutil.copyfile(sqlite_uri.removeprefix('sqlite:///'), tmp_path / 'another.db')}"
+        ours, alone = Hooked(uri=sqlite_uri), Hooked(uri=another)
+        stores = [ours._kept(utils._get_store(sqlite_uri)), alone._kept(utils._get_sqlalchemy_store(another, None))]
+        location, mlflows = (store.get_experiment("0").artifact_location for store in stores)
+        ours.close()
+        alone.close()
 
-        assert location == "s3://from/the/environment/0"
+        assert location == mlflows
 
+    @needs("read_replicas")
     def test_the_servers_stores_read_from_its_replica(
         self, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy import (
 from mlflow_artifact_gc import database, schema, tables
 from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
 from mlflow_artifact_gc.schema import SchemaState
+from tests.abilities import has
 from tests.hooked import INBOX, Hooked
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from tests.mariadb import MariaDbServer
 
-OLDER_MLFLOW = "bf29a5ff90ea"
-"""A revision of MLflow's schema from before the newest: its 3.4."""
+OLDER_MLFLOW = ("bf29a5ff90ea", "867495a8f9d4")
+"""Revisions of MLflow's schema from before the newest: its 3.4, and for an MLflow that knows no logged models, 2.13."""
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +523,7 @@ def test_mlflow_goes_on_beside_our_tables(mlflow_engine: Engine, tmp_path: Path)
 def test_mlflow_upgrades_over_our_tables(transactional_engine: Engine) -> None:
     """Opted in beside an older MLflow's: its command leaves ours alone, and the hook goes on."""
     engine = transactional_engine
-    mlflow_initialize_at(engine, OLDER_MLFLOW)
+    mlflow_initialize_at(engine, OLDER_MLFLOW[not has("logged_models")])
     hooked = Hooked(uri=url_of(engine)).init()
     hooked.intent("run", "waits", "pending", None)
     hooked.execute(

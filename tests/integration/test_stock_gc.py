@@ -212,14 +212,13 @@ def test_an_experiment_takes_its_models_and_traces_along(every_site: Site) -> No
     site = every_site
     experiment = site.experiment()
     run = site.run(experiment, n_objects=1)
-    model = site.logged_model(experiment, run, n_objects=2)
-    trace = site.trace(experiment)
+    along = [*site.logged_models(experiment, run, n_objects=2), site.trace(experiment)]
     site.delete_experiment(experiment)
     init(site, *NOW)
     ran = mlflow_gc(site)
 
     assert ran.code == 0, ran.error
-    assert not rows(site) & {experiment, run, model, trace}
+    assert not rows(site) & {experiment, run, *along}
     assert [key for key in site.snapshot().keys if not key.endswith(MARKER_NAME)] == []
 
 

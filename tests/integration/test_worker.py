@@ -61,14 +61,13 @@ def test_a_deleted_experiment_goes_with_its_runs(any_site: Site) -> None:
     init(site, *NOW)
     experiment, other = site.experiment(), site.experiment()
     dead = [site.run(experiment, n_objects=1) for _ in range(3)]
-    model = site.logged_model(experiment, dead[0], n_objects=1)
-    trace = site.trace(experiment)
+    along = [*site.logged_models(experiment, dead[0], n_objects=1), site.trace(experiment)]
     live = site.run(other, n_objects=1)
     site.delete_experiment(experiment)
     with site.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM artifact_gc_inbox")) == 1
 
-    assert turn(site) == dict.fromkeys([*dead, model, trace], "swept")
+    assert turn(site) == dict.fromkeys([*dead, *along], "swept")
     assert left(site, live) != []
 
 
@@ -469,7 +468,7 @@ def test_a_deleted_experiment_that_comes_back_and_goes_again(any_site: Site) -> 
     init(site, "--grace", "7d", "--min-object-age", "0s")
     experiment = site.experiment()
     run_id = site.run(experiment, n_objects=1)
-    owned = [run_id, site.logged_model(experiment, run_id, n_objects=1), site.trace(experiment)]
+    owned = [run_id, *site.logged_models(experiment, run_id, n_objects=1), site.trace(experiment)]
     site.delete_experiment(experiment)
     turn(site)
     shift(site, 6 * DAY_MS)
