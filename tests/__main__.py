@@ -25,9 +25,9 @@ STEPS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
-    # Two processes, as much of the time is waiting: each takes a file at a time, and starts its own servers. Those of
-    # tests/e2e come first, which take longest.
-    ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--cov", "--cov-report=term"),
+    # Three processes on two cores, as much of the time is waiting: each takes a file at a time, and starts its own
+    # servers. Those of tests/e2e come first, which take longest.
+    ("pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--cov", "--cov-report=term"),
 )
 Step = tuple[str, Callable[[], int]]
 

@@ -85,7 +85,9 @@ def test(version: Version, arguments: Sequence[str]) -> int:
     """Run the subset, or what ``arguments`` select, there; pytest's exit code."""
     cache = f"cache_dir={version.folder / 'pytest-cache'}"
     named = any(argument.split("::")[0].startswith("tests") for argument in arguments)
-    return _run(version, ["pytest", "-o", cache, *(() if named else SUBSET), *arguments])
+    return _run(
+        version, ["pytest", "-n", "3", "--dist", "loadfile", "-o", cache, *(() if named else SUBSET), *arguments]
+    )
 
 
 def _run(version: Version, command: Sequence[str]) -> int:
