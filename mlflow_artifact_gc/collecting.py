@@ -402,17 +402,12 @@ class CommandCollection:
 
     def accept(self, kind: EntityKind, id_: str) -> None:
         """A server of this very database, with our repository, has answered that it is gone, models and all."""
-        with self._session.tracked.reading() as tracking:
-            self._accepted |= {(kind, id_), *((one.kind, one.id) for one in self._along(tracking, kind, id_))}
-
-    @staticmethod
-    def _along(tracking: references.Tracking, kind: EntityKind, id_: str) -> list[Entity]:
-        return tracking.following([id_]) if kind is EntityKind.RUN else []
+        self._accepted |= {(kind, id_), *((one.kind, one.id) for one in self.along(kind, id_))}
 
     def along(self, kind: EntityKind, id_: str) -> list[Entity]:
         """The logged models that go with a run."""
         with self._session.tracked.reading() as tracking:
-            return self._along(tracking, kind, id_)
+            return tracking.following([id_]) if kind is EntityKind.RUN else []
 
     # Rows
 

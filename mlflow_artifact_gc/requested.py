@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LIKE_AN_ID: Final = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
 WHOLE: Final = "artifact-gc-whole"
 """Behind the path of a run or logged model: all of it, or nothing. A server without us finds nothing there."""
-_PAYLOADS: Final = frozenset({"traces.pb", "traces.json"})
+_PAYLOAD: Final = "traces.pb"
 """What MLflow itself deletes of a trace, when it deletes the trace or has written its archive in vain."""
 
 
@@ -75,7 +75,7 @@ def _delete(opened: Session, place: Location, tell: Callable[[str], None]) -> bo
     if len(entities) == 1 and _is_payload(rows, place, opened):
         return False
     _require_live(opened, rows)
-    if holder := _needed_by(opened, place, rows[0].entity.id if rows else place.prefix):
+    if holder := _needed_by(opened, place, [entity.id for entity in entities] or [place.prefix]):
         raise ArtifactsKept(f"{place.uri} is kept: {holder} needs it")
     return False
 
@@ -84,7 +84,7 @@ def _is_payload(rows: Sequence[Tombstone], place: Location, opened: Session) -> 
     """Whether this is all that MLflow deletes of a trace, when it deletes the trace."""
     name = place.prefix.rstrip("/").rpartition("/")[2]
     places = [_place(row, opened) for row in rows if row.entity.kind is EntityKind.TRACE]
-    return name in _PAYLOADS and place.parent() in places
+    return name == _PAYLOAD and place.parent() in places
 
 
 def _require_strange(opened: Session, place: Location, segments: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def _spares(opened: Session) -> bool:
     return opened.site.action is None
 
 
-def _needed_by(opened: Session, place: Location, id_: str) -> str:
-    protection = Protection([Candidate(id_, place)], opened.destination)
+def _needed_by(opened: Session, place: Location, ids: Sequence[str]) -> str:
+    protection = Protection([Candidate(id_, place) for id_ in ids], opened.destination)
     found = references.read(opened.tracked, opened.registry)
     return next((one.holder for one in found if protection.protected_by(one)), "")

@@ -17,11 +17,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
 from mlflow_artifact_gc import database, schema, session
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import ArtifactGcError
+from mlflow_artifact_gc.hook.running import mlflow_command
 from mlflow_artifact_gc.locations import without_secrets
 
 if TYPE_CHECKING:
@@ -50,11 +49,8 @@ class Server:
         """The server that this process is the parent of, or None: a client, a notebook, a job, ``mlflow gc``."""
         if threading.current_thread() is not threading.main_thread():
             return None
-        context = click.get_current_context(silent=True)
-        command = context.command if context else None
-        if context is None or command is None or command.name != "server":
-            return None
-        if not getattr(command.callback, "__module__", "").startswith("mlflow."):
+        context = mlflow_command("server")
+        if context is None:
             return None
         given = context.params
         destination = given.get("artifacts_destination") if given.get("serve_artifacts") else None

@@ -17,6 +17,7 @@ import click
 from mlflow_artifact_gc.collecting import Asked, CommandCollection, Stores
 from mlflow_artifact_gc.config import Server
 from mlflow_artifact_gc.errors import ArtifactGcError
+from mlflow_artifact_gc.hook.running import mlflow_command
 from mlflow_artifact_gc.model import EntityKind
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.quantities import parse_duration
@@ -31,11 +32,10 @@ _built: dict[str, None] = {}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A running ``mlflow gc`` on one store. ``names_runs``, ``names_models``: whether it was given ids of them."""
+    """A running ``mlflow gc`` on one store. ``named``: what it was given ids of."""
 
     collection: CommandCollection
-    names_runs: bool
-    names_models: bool
+    named: frozenset[EntityKind]
 
 
 _Begun = dict[tuple[click.Context, str, str | None], Command | None]
@@ -46,8 +46,8 @@ def attach(store: Any) -> None:
     uri: str = store.db_uri
     _built[uri] = None
     for name, wrap in (
-        ("_get_deleted_runs", _deleted_runs),
-        ("_get_deleted_logged_models", _deleted_models),
+        ("_get_deleted_runs", _listing(EntityKind.RUN)),
+        ("_get_deleted_logged_models", _listing(EntityKind.LOGGED_MODEL)),
         ("get_run", _looking(EntityKind.RUN)),
         ("get_logged_model", _looking(EntityKind.LOGGED_MODEL)),
         ("_hard_delete_run", _erasing(EntityKind.RUN)),
@@ -73,14 +73,11 @@ def stores_of_this_process() -> list[Stores]:
 
 
 def _context() -> click.Context | None:
-    context = click.get_current_context(silent=True)
-    command = context.command if context else None
-    if context is None or command is None or command.name != "gc":
-        return None
-    if not getattr(command.callback, "__module__", "").startswith("mlflow."):
+    context = mlflow_command("gc")
+    if context is None:
         return None
     # A context that somebody has made without its parameters says nothing of what was asked for.
-    return context if set(_IDS) <= {*context.params, *_lacking(command)} else None
+    return context if set(_IDS) <= {*context.params, *_lacking(context.command)} else None
 
 
 def _lacking(command: click.Command) -> set[str]:
@@ -154,10 +151,10 @@ def _begin(context: click.Context, uri: str, workspace: str | None, *, first: bo
     if first and given.get("all_workspaces"):
         everything = replace(asked, scope=replace(asked.scope, workspace=None))
         CommandCollection(opened, everything, tell).require_within_brakes()
+    given_ids = ((EntityKind.RUN, run_ids), (EntityKind.LOGGED_MODEL, model_ids))
     return Command(
         collection=CommandCollection(opened, asked, tell, _opens),
-        names_runs=bool(run_ids),
-        names_models=bool(model_ids),
+        named=frozenset(kind for kind, ids in given_ids if ids),
     )
 
 
@@ -166,15 +163,6 @@ def _opens(uri: str) -> bool:
     from mlflow.utils.uri import get_uri_scheme
 
     return get_uri_scheme(uri) in get_registered_artifact_repositories()
-
-
-def refuse(store: Any) -> None:
-    """Have ``mlflow gc`` end before it does anything: where we could not attach, nobody would keep what is needed."""
-
-    def get_deleted_runs(*_arguments: Any, **_named: Any) -> list[str]:
-        raise guarded_error("it could not attach to this version of MLflow, so 'mlflow gc' would delete unprotected")
-
-    store._get_deleted_runs = get_deleted_runs
 
 
 def tell(what: str) -> None:
@@ -202,26 +190,18 @@ def guarded_error(message: str) -> Exception:
 # What a store is asked
 
 
-def _deleted_runs(original: Callable[..., list[str]], uri: str) -> Callable[..., list[str]]:
-    def get_deleted_runs(older_than: int = 0) -> list[str]:
-        command = current(uri)
-        found = original(older_than=older_than)
-        if command is None or command.names_runs:
-            return found
-        return guarded(lambda: command.collection.candidates(EntityKind.RUN, found))
+def _listing(kind: EntityKind) -> Callable[[Callable[..., list[str]], str], Callable[..., list[str]]]:
+    def wrap(original: Callable[..., list[str]], uri: str) -> Callable[..., list[str]]:
+        def get_deleted(*arguments: Any, **named: Any) -> list[str]:
+            command = current(uri)
+            found = original(*arguments, **named)
+            if command is None or kind in command.named:
+                return found
+            return guarded(lambda: command.collection.candidates(kind, found))
 
-    return get_deleted_runs
+        return get_deleted
 
-
-def _deleted_models(original: Callable[..., list[str]], uri: str) -> Callable[..., list[str]]:
-    def get_deleted_logged_models(older_than: int = 0) -> list[str]:
-        command = current(uri)
-        found = original(older_than=older_than)
-        if command is None or command.names_models:
-            return found
-        return guarded(lambda: command.collection.candidates(EntityKind.LOGGED_MODEL, found))
-
-    return get_deleted_logged_models
+    return wrap
 
 
 def _looking(kind: EntityKind) -> Callable[[Callable[..., Any], str], Callable[..., Any]]:
@@ -247,8 +227,9 @@ def _looking(kind: EntityKind) -> Callable[[Callable[..., Any], str], Callable[.
 
 def _erasing(kind: EntityKind) -> Callable[[Callable[[str], None], str], Callable[[str], None]]:
     def wrap(original: Callable[[str], None], uri: str) -> Callable[[str], None]:
-        def hard_delete(id_: str) -> None:
+        def hard_delete(*arguments: str, **named: str) -> None:
             command = current(uri)
+            (id_,) = (*arguments, *named.values())
             if command is None:
                 original(id_)
             elif why := guarded(lambda: command.collection.erase(kind, id_)):

@@ -26,19 +26,30 @@ def attend(store: Any, *, hosts: bool = False, quiet: bool = False) -> None:
         _tell("mlflow-artifact-gc records nothing of this store; MLflow works as without it", error)
     if not hosts:
         return
-    from mlflow_artifact_gc.hook import stock_gc
-
     try:
+        from mlflow_artifact_gc.hook import stock_gc
+
         stock_gc.attach(store)
     except Exception as error:
         _tell("mlflow-artifact-gc cannot look after 'mlflow gc', and lets it end", error)
-        stock_gc.refuse(store)
+        _end_gc(store)
     try:
         from mlflow_artifact_gc.hook import host
 
         host.start_beside_server(store)
     except Exception as error:
         _tell("mlflow-artifact-gc starts no worker beside this server; MLflow works as without it", error)
+
+
+def _end_gc(store: Any) -> None:
+    """Have ``mlflow gc`` end before it does anything: where we could not attach, nobody would keep what is needed."""
+
+    def get_deleted_runs(*_arguments: Any, **_named: Any) -> list[str]:
+        from mlflow.exceptions import MlflowException
+
+        raise MlflowException("mlflow-artifact-gc could not attach to MLflow, so 'mlflow gc' would delete unprotected")
+
+    store._get_deleted_runs = get_deleted_runs
 
 
 def _tell(what: str, error: Exception) -> None:

@@ -708,6 +708,7 @@ def test_the_payload_of_a_trace_goes_and_its_attachments_stay(site: Site, served
     uri = site.artifact_uri(trace)
     assert delete(uri, "traces.pb") == ""
     assert "evaluation dataset d, attachment" in delete(uri, "attachments")
+    assert "evaluation dataset d, attachment" in delete(uri, "traces.json")
     assert "goes with its experiment" in delete(uri)
     assert [key.rpartition("/")[2] for key in keys(site, trace)] == ["a"]
 
@@ -831,6 +832,21 @@ def test_a_registry_elsewhere_is_left_alone_afterwards(
     for number in range(6):
         assert delete(site.artifact_uri(live), f"absent-{number}") == ""
     assert opened() <= before
+
+
+def test_a_script_may_name_what_it_deletes(site: Site) -> None:
+    """The functions that we have replaced take what MLflow's own take."""
+    from mlflow.tracking._tracking_service import utils
+
+    made = site.run(site.experiment())
+    site.delete_run(made)
+    init(site)
+    store = utils._get_store(site.uri)
+    assert store._get_deleted_runs(older_than=0) == store._get_deleted_runs(0) == [made]
+    assert store.get_run(run_id=made).info.run_id == made
+    store._hard_delete_run(run_id=made)
+    forget_stores()
+    assert made not in rows(site)
 
 
 def test_where_we_cannot_attach_the_command_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
