@@ -48,6 +48,13 @@ class Models(StrEnum):
     FOLLOW_RUN = "follow-run"
 
 
+class FullTagSets(StrEnum):
+    """What ``tag`` does to an object that has as many tags as S3 allows."""
+
+    LEAVE = "leave"
+    PURGE = "purge"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
     """The site's settings. ``action`` None: nobody said; ``registry_fingerprint`` None: the registry is not known."""
@@ -64,6 +71,8 @@ class Site:
     models: Models = Models.KEEP
     artifacts_destination: str | None = None
     registry_fingerprint: str | None = None
+    expiry_tag: str | None = None
+    full_tag_sets: FullTagSets = FullTagSets.LEAVE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +114,14 @@ def read_site(connection: Connection) -> Site | None:
         return None
     values = {name: row[name] for name in Site.__slots__}
     action = Action(values["action"]) if values["action"] else None
-    return Site(**{**values, "action": action, "models": Models(values["models"])})
+    return Site(
+        **{
+            **values,
+            "action": action,
+            "models": Models(values["models"]),
+            "full_tag_sets": FullTagSets(values["full_tag_sets"]),
+        }
+    )
 
 
 def write_site(connection: Connection, settings: Site, now_ms: int) -> None:

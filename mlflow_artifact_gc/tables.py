@@ -57,6 +57,10 @@ site = Table(
     Column("artifacts_destination", String(_URI)),
     # NULL: this database, as long as it holds model versions; else not known.
     Column("registry_fingerprint", String(_LABEL)),
+    # key=value; NULL: the default. Which objects the buckets' lifecycle rules remove.
+    Column("expiry_tag", String(512)),
+    # What becomes of an object that has ten tags already: leave or purge.
+    Column("full_tag_sets", String(16), nullable=False, server_default="leave"),
     PrimaryKeyConstraint("id", name="artifact_gc_site_pk"),
     CheckConstraint("id = 1", name="artifact_gc_site_one_row"),
     _one_of("action", "artifact_gc_site_action", "purge", "hide", "tag"),
@@ -115,6 +119,20 @@ intents = Table(
     Column("aborted_uploads", BigInteger, nullable=False),
     # When the worker looks at it again; NULL: it leaves it to an administrator's `gc`.
     Column("look_ms", BigInteger),
+    # What the sweep under way, or the last one, does; NULL: none was begun.
+    Column("action", String(16)),
+    # Of hide and tag: since when something in it may be hidden or tagged, by the database's clock. NULL: nothing is.
+    Column("acted_from_ms", BigInteger),
+    # Of hide: when the last of our delete markers was written, by S3's clock; NULL: not known, the sweep was killed.
+    Column("acted_until_ms", BigInteger),
+    Column("acted_plan_id", String(36)),
+    # Of hide: the delete markers that others had written shortly before (JSON: key and version id of each).
+    Column("spared", Text),
+    # What is hidden or tagged, and waits for the bucket's lifecycle rule.
+    Column("waiting_objects", BigInteger, nullable=False, server_default="0"),
+    Column("waiting_bytes", BigInteger, nullable=False, server_default="0"),
+    # When somebody took a hide or tag back: nothing is done to it by itself until it is deleted again.
+    Column("undone_ms", BigInteger),
     PrimaryKeyConstraint("id", name="artifact_gc_intents_pk"),
     # One row per location: two processes that claim it meet in this row.
     UniqueConstraint("location_sha256", name="artifact_gc_intents_location"),
