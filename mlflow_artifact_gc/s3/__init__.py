@@ -1,4 +1,4 @@
-"""S3: listing, deleting, and the marker objects of roots. The only room with boto3.
+"""S3: listing, deleting, lifecycle rules, and the marker objects of roots. The only room with boto3.
 
 It lists and deletes what it is told; what may be deleted is decided elsewhere. Every answer is one of three: what was
 done, what was refused (per key where S3 says so), or that it is unknown. Nothing unreadable is taken for emptiness.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mlflow_artifact_gc.s3.client import connect, endpoint_name
 from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
+from mlflow_artifact_gc.s3.lifecycle import Configuration
 from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
 from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
@@ -24,6 +25,7 @@ __all__ = [
     "PERMISSIONS",
     "Abort",
     "BucketPaused",
+    "Configuration",
     "DeleteAnswer",
     "Entry",
     "Kind",

@@ -30,6 +30,19 @@ PERMISSIONS: Final = (
     Permission("AbortMultipartUpload", "s3:AbortMultipartUpload", "to end unfinished uploads", on_objects=True),
     Permission("GetObject", "s3:GetObject", "to read the marker object of a root", on_objects=True),
     Permission("PutObject", "s3:PutObject", "to write the marker object of a root", on_objects=True),
+    Permission(
+        "GetBucketLifecycleConfiguration",
+        "s3:GetLifecycleConfiguration",
+        "to know whether a bucket has the rules that tag and hide rely on",
+    ),
+    Permission(
+        "PutBucketLifecycleConfiguration",
+        "s3:PutLifecycleConfiguration",
+        "to write those rules; only where lifecycle apply is used",
+    ),
+    Permission(
+        "GetObjectTagging", "s3:GetObjectTagging", "to keep an object's own tags when it is tagged", on_objects=True
+    ),
 )
 """DeleteObjects takes the rights of DeleteObject, or of DeleteObjectVersion where it names versions."""
 

@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "expiry_tag", "locations", "model", "quantities"},
-    {"policy", "protection", "planning"},
+    {"lifecycle", "policy", "protection", "planning"},
     {
         "config",
         "tables",
@@ -37,7 +37,7 @@ LAYERS = (
         "metadata",
         "s3",
     },
-    {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
+    {"bucket_rules", "fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
 )
