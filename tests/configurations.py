@@ -13,10 +13,10 @@ DAYS = st.integers(1, 400)
 
 
 @st.composite
-def filters(draw: st.DrawFn, *, sizes: bool) -> dict[str, Any]:
+def filters(draw: st.DrawFn, *, sizes: bool, empty: bool) -> dict[str, Any]:
     """A filter in one of its shapes, or the old prefix beside it."""
     prefix = draw(st.sampled_from(PREFIXES))
-    tags = draw(st.lists(st.sampled_from(TAGS), max_size=2, unique_by=lambda tag: tag["Key"]))
+    tags = draw(st.lists(st.sampled_from(TAGS if empty else TAGS[:2]), max_size=2, unique_by=lambda tag: tag["Key"]))
     bounds: dict[str, int] = {}
     if sizes and draw(st.booleans()):
         bounds["ObjectSizeGreaterThan"] = draw(st.integers(0, 1000))
@@ -32,9 +32,11 @@ def filters(draw: st.DrawFn, *, sizes: bool) -> dict[str, Any]:
 
 
 @st.composite
-def rules(draw: st.DrawFn, *, moving: bool = True, sizes: bool = True, newer: bool = True) -> dict[str, Any]:
-    """A rule of somebody else. ``moving``, ``sizes``, ``newer``: with what some servers do not take or not keep."""
-    rule = {"Status": draw(st.sampled_from(["Enabled", "Disabled"])), **draw(filters(sizes=sizes))}
+def rules(
+    draw: st.DrawFn, *, moving: bool = True, sizes: bool = True, newer: bool = True, empty: bool = True
+) -> dict[str, Any]:
+    """A rule of somebody else. ``moving`` and so on: with what some servers do not take or not keep."""
+    rule = {"Status": draw(st.sampled_from(["Enabled", "Disabled"])), **draw(filters(sizes=sizes, empty=empty))}
     found = rule.get("Filter", {})
     tagged = bool(found.get("Tag") or found.get("And", {}).get("Tags"))
     bounded = "ObjectSize" in str(found)

@@ -197,6 +197,8 @@ class _NotTagging(Exception):
 
 
 def _require_tagging(response_dict: dict[str, Any], **_context: object) -> None:
+    if response_dict["body"].lstrip().startswith(b"{"):
+        raise _NotTagging  # the marker object; botocore has made an error of it, as of all that is no XML
     if response_dict["status_code"] < _FIRST_ERROR_STATUS:
         try:
             parse_root(response_dict["body"], response_dict["status_code"], "Tagging")
