@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from mlflow_artifact_gc import journal
 from mlflow_artifact_gc.locations import Location
-from mlflow_artifact_gc.model import Entity, EntityKind, Outcome
+from mlflow_artifact_gc.model import Action, Entity, EntityKind, Outcome
 from mlflow_artifact_gc.tables import intents
 
 _DETAIL: Final = 1000
@@ -41,6 +41,8 @@ class Waiting:
     entity: Entity
     location: Location
     attempts: int
+    action: Action | None = None
+    """What was begun with it, where something was hidden or tagged: that is what is finished."""
 
 
 def expect(
@@ -68,7 +70,11 @@ def expect(
             known_ms = 0 if again or row["look_ms"] is None else row["first_seen_ms"]
             begun = row["state"] == journal.State.SWEEPING
             later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms), begun=begun)
-            changed.append({"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)})
+            renewed = {"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)}
+            if row["acted_from_ms"] is not None:
+                # Hidden or tagged before: S3 must not remove it while a new grace period runs.
+                renewed["new_look_ms"] = now_ms
+            changed.append(renewed)
             taken.append(later)
     if fresh:
         connection.execute(intents.insert(), fresh)
@@ -101,6 +107,8 @@ def _deleted_again(row: sa.RowMapping, one: journal.Expected) -> bool:
 
 
 def _starts_anew(row: sa.RowMapping, one: journal.Expected, now_ms: int) -> bool:
+    if row["undone_ms"] is not None and one.since_ms <= row["undone_ms"]:
+        return False
     match journal.State(row["state"]):
         case journal.State.SWEEPING | journal.State.CLAIMED:
             # Killed: it is finished as what it was, unless it was deleted again since.
@@ -125,6 +133,7 @@ def _renewed(one: journal.Expected, *, grace_ms: int, now_ms: int) -> dict[str, 
         "new_state_ms": now_ms,
         "new_attempts": 0,
         "new_detail": None,
+        "new_undone_ms": None,
     }
 
 
@@ -139,9 +148,14 @@ def cancel(connection: Connection, entities: Iterable[Entity], now_ms: int) -> s
         by_kind.setdefault(entity.kind, []).append(entity.id)
     for kind, ids in by_kind.items():
         for start in range(0, len(ids), _IN_LIMIT):
+            mine = sa.and_(intents.c.entity_kind == kind, intents.c.entity_id.in_(ids[start : start + _IN_LIMIT]))
+            touched = sa.and_(mine, intents.c.acted_from_ms.is_not(None))
+            journal.lock(connection, touched)
+            # What is hidden or tagged has to be taken back first: by whoever looks at it next, and at once.
+            connection.execute(intents.update().where(touched).values(look_ms=now_ms))
             theirs = sa.and_(
-                intents.c.entity_kind == kind,
-                intents.c.entity_id.in_(ids[start : start + _IN_LIMIT]),
+                mine,
+                intents.c.acted_from_ms.is_(None),
                 sa.or_(
                     intents.c.state.in_((journal.State.PENDING, journal.State.FAILED)),
                     sa.and_(intents.c.state == journal.State.SWEEPING, intents.c.claimed_until_ms <= now_ms),
@@ -161,18 +175,18 @@ def watched(connection: Connection, experiment_ids: Iterable[str] | None = None)
     Each with whether the worker has a date for it.
     """
     waits = sa.and_(intents.c.state.in_((journal.State.PENDING, journal.State.FAILED)), intents.c.look_ms.is_not(None))
-    query = sa.select(intents).where(sa.or_(waits, intents.c.state == journal.State.SWEEPING))
+    touched = intents.c.acted_from_ms.is_not(None)
+    query = sa.select(intents).where(sa.or_(waits, touched, intents.c.state == journal.State.SWEEPING))
     if experiment_ids is not None:
         query = query.where(intents.c.experiment_id.in_(list(experiment_ids)))
     return {journal.entity_of(row): row["look_ms"] is not None for row in connection.execute(query).mappings()}
 
 
 def settled(connection: Connection) -> dict[tuple[EntityKind, str], int]:
-    """What was swept, or is left to a person, and the date of its tombstone."""
+    """What was swept, taken back or is left to a person, and the date of its tombstone."""
     states = (journal.State.SWEPT, journal.State.CLOSED, journal.State.FAILED)
-    query = sa.select(intents.c.entity_kind, intents.c.entity_id, intents.c.deleted_ms).where(
-        intents.c.state.in_(states)
-    )
+    left = sa.or_(intents.c.state.in_(states), intents.c.undone_ms.is_not(None))
+    query = sa.select(intents.c.entity_kind, intents.c.entity_id, intents.c.deleted_ms).where(left)
     return {(EntityKind(kind), id_): deleted_ms or 0 for kind, id_, deleted_ms in connection.execute(query)}
 
 
@@ -224,7 +238,9 @@ def swept_before(connection: Connection, before_ms: int, *, after_id: int, limit
 
 def _waiting(row: sa.RowMapping) -> Waiting:
     location = Location(row["bucket"], row["prefix"])
-    return Waiting(id=row["id"], entity=journal.entity_of(row), location=location, attempts=row["attempts"])
+    action = Action(row["action"]) if row["acted_from_ms"] is not None else None
+    entity = journal.entity_of(row)
+    return Waiting(id=row["id"], entity=entity, location=location, attempts=row["attempts"], action=action)
 
 
 def close(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:

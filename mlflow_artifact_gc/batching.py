@@ -1,6 +1,6 @@
 """One batch of admitted locations: look at what is there, find out where we stand, act.
 
-Nothing is deleted, and no marker is put, before every listing of the batch is there and every marker around its
+Nothing is touched, and no marker is put, before every listing of the batch is there and every marker around its
 locations was read.
 """
 
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import planning
+from mlflow_artifact_gc.acting import Actor, Done, Sight
 from mlflow_artifact_gc.errors import StorageError
 from mlflow_artifact_gc.fence import ended
 from mlflow_artifact_gc.model import Decision, Outcome, SweepResult
 from mlflow_artifact_gc.ownership import Roots, Standing
-from mlflow_artifact_gc.purging import Purged, Purger, Sight
 from mlflow_artifact_gc.s3 import Versioning
 from mlflow_artifact_gc.surveying import Room, Surveyor
 
@@ -51,7 +51,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ground:
-    """Where we stand: what may be purged, whether its root is proven, and how it ended for the others."""
+    """Where we stand: what may be acted on, whether its root is proven, and how it ended for the others."""
 
     ready: Mapping[Location, Decision]
     proven: Mapping[Location, bool]
@@ -63,7 +63,7 @@ class Batch:
     """Lines that the fence has admitted. ``others`` are places of rows that may prove a root to be the right one."""
 
     due: Sequence[Decision]
-    purger: Purger
+    actor: Actor
     surveyor: Surveyor
     roots: Roots
     executor: Executor
@@ -77,7 +77,7 @@ class Batch:
         room = Room()
         tasks = planning.listing_tasks(places, self.dense)
         uploads = self.surveyor.shared_uploads(planning.listed_in_parts(tasks), self.executor)
-        looks = [self.executor.submit(self.purger.look, task, room, uploads) for task in tasks]
+        looks = [self.executor.submit(self.actor.look, task, room, uploads) for task in tasks]
         try:
             around = {line.location: self._around(line) for line in self.due if line.location}
             compared = {root: self._compared(root) for root in _by_root(self.due)}
@@ -106,10 +106,26 @@ class Batch:
                     ready[location], proven[location] = line, standing.proven
         return Ground(ready=ready, proven=proven, refused=tuple(refused))
 
-    def act(self, seen: Seen, ground: Ground) -> list[Future[Purged]]:
-        """Begin to purge what is ready, one listing's locations at a time."""
+    def begin(self, seen: Seen, ground: Ground) -> Ground:
+        """Note what is about to be done; what must not be begun is refused.
+
+        Raises:
+            DatabaseUnusable: nothing of the batch may be touched.
+        """
+        refused = self.actor.begin(seen.sights, list(ground.ready.values()))
+        return replace(
+            ground,
+            ready={location: line for location, line in ground.ready.items() if location not in refused},
+            refused=(
+                *ground.refused,
+                *(ended(ground.ready[location], Outcome.PAUSED, why) for location, why in refused.items()),
+            ),
+        )
+
+    def act(self, seen: Seen, ground: Ground) -> list[Future[Done]]:
+        """Begin to act on what is ready, one listing's locations at a time."""
         return [
-            self.executor.submit(self.purger.purge, sight, lines, ground.proven)
+            self.executor.submit(self.actor.act, sight, lines, ground.proven)
             for sight in seen.sights
             if (lines := [ground.ready[one] for one in sight.task.locations if one in ground.ready])
         ]
@@ -137,6 +153,8 @@ class Batch:
             versioning = self.surveyor.versioning(root.bucket)
             if self.spare_versions and versioning is not Versioning.NEVER:
                 return Standing(outcome=Outcome.PAUSED, detail=_SPARED.format(root.bucket))
+            if why := self.actor.unfit(root.bucket):
+                return Standing(outcome=Outcome.PAUSED, detail=why)
             return self.roots.compared(root)
 
         return _or_paused(ask)

@@ -6,14 +6,17 @@ and compared, and only then enabled; and a configuration is only ever written ri
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import s3
+from mlflow_artifact_gc import policy, s3
 from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
+from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.lifecycle import (
     MOST_ROOTS,
     Difference,
@@ -26,13 +29,16 @@ from mlflow_artifact_gc.lifecycle import (
     disabled,
     find,
     merged,
+    outermost,
 )
-from mlflow_artifact_gc.model import Action
+from mlflow_artifact_gc.locations import Destination, Location
+from mlflow_artifact_gc.model import Action, Plan
 from mlflow_artifact_gc.s3 import Configuration, Versioning
 from mlflow_artifact_gc.s3 import lifecycle as configurations
 
 if TYPE_CHECKING:
-    from mlflow_artifact_gc.expiry_tag import Tag
+    from mlflow_artifact_gc.journal import Site
+    from mlflow_artifact_gc.references import Tracking
     from mlflow_artifact_gc.s3 import S3Client
 
 _SETTLING_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -107,6 +113,21 @@ class Examined:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know, a sentence each."""
         return (*self.finding.warnings, *_hints(self))
+
+
+def roots(known: Iterable[str], tracking: Tracking, destination: Destination) -> dict[str, tuple[str, ...]]:
+    """The prefixes of all roots of a database, by bucket: those that its rows tell, and ``known`` ones, as URIs."""
+    found = {Location.parse(uri, Destination()) for uri in known}
+    if destination.root:
+        found.add(destination.root)
+    for uri, experiment_id, workspace in tracking.experiment_places():
+        root = policy.root_of_experiment(uri, experiment_id, workspace, destination)
+        if root:
+            found.add(root)
+    by_bucket: defaultdict[str, list[str]] = defaultdict(list)
+    for root in found:
+        by_bucket[root.bucket].append(root.prefix)
+    return {bucket: outermost(prefixes) for bucket, prefixes in sorted(by_bucket.items())}
 
 
 def examine(
@@ -388,3 +409,48 @@ def _hints(examined: Examined) -> Iterable[str]:
         )
     if wanted.action is Action.TAG and examined.tags is Tags.UNKNOWN:
         yield "Whether the server offers tags on objects is not known: no marker object can be asked for its tags yet"
+
+
+# For a plan
+
+
+def of_plan(site: Site, client: S3Client, plan: Plan) -> list[Examined]:
+    """What each bucket of what is due has, for the plan's action; of a purge nothing is asked.
+
+    Raises:
+        BucketPaused, ListingIncomplete, Transient: as ``examine`` does.
+    """
+    if plan.action is Action.PURGE:
+        return []
+    prefixes: dict[str, set[str]] = {}
+    for line in plan.due:
+        if line.root is not None:
+            prefixes.setdefault(line.root.bucket, set()).add(line.root.prefix)
+    tag = Tag.of_site(site.expiry_tag)
+    return [
+        examine(client, bucket, action=plan.action, tag=tag, prefixes=sorted(some))
+        for bucket, some in sorted(prefixes.items())
+    ]
+
+
+def missing(site: Site, client: S3Client, plan: Plan) -> Callable[[str], str]:
+    """Tells of a bucket what its rules lack for a plan's action, or nothing. They are read when it is first asked."""
+    lock = threading.Lock()
+    found: dict[str, str] = {}
+
+    def tell(bucket: str) -> str:
+        with lock:
+            if not found:
+                # Without a rule what is hidden stays, and can be had back: that is no reason not to begin.
+                found.update(
+                    {
+                        one.bucket: "" if one.ready or plan.action is not Action.TAG else f"{one.sentence} {_APPLY}"
+                        for one in of_plan(site, client, plan)
+                    }
+                )
+            return found.get(bucket, "")
+
+    return tell
+
+
+_APPLY: Final = "Run 'mlflow-artifact-gc lifecycle apply'."

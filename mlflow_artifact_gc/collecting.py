@@ -17,8 +17,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, references, s3, schema, session, surveying, sweeping
-from mlflow_artifact_gc.config import Settings, never_below
+from mlflow_artifact_gc import (
+    bucket_rules,
+    database,
+    journal,
+    planning,
+    references,
+    s3,
+    schema,
+    session,
+    surveying,
+    sweeping,
+)
+from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, StorageError
 from mlflow_artifact_gc.locations import Location, proxied_path
 from mlflow_artifact_gc.metadata import Eraser
@@ -134,6 +145,10 @@ class CommandCollection:
     def database_id(self) -> str:
         return self._session.site.database_id
 
+    @property
+    def _action(self) -> Action:
+        return never_harsher(self._session.site.action, self._settings.action) or Action.PURGE
+
     # Deciding
 
     @cached_property
@@ -153,13 +168,20 @@ class CommandCollection:
         decisions: tuple[Decision, ...] = ()
         rows: dict[tuple[EntityKind, str], int] = {}
         if scope is not None:
-            found = session.read(self._session, scope, cutoff_ms=now_ms - grace_ms, include_undated=False, again=True)
+            found = session.read(
+                self._session,
+                scope,
+                cutoff_ms=now_ms - grace_ms,
+                include_undated=False,
+                again=True,
+                action=self._action,
+            )
             decisions, rows = found.decisions, found.rows
         plan = Plan(
             id=str(uuid.uuid4()),
             created_ms=now_ms,
             cutoff_ms=now_ms - grace_ms,
-            action=Action.PURGE,
+            action=self._action,
             database_id=site.database_id,
             entity_rows=sum(rows.values()),
             limits=limits,
@@ -326,6 +348,7 @@ class CommandCollection:
             dense=dense,
             others=session.places_beside(self._session, reached),
             spare_versions=self._asked.spare_versions,
+            missing_rule=bucket_rules.missing(self._session.site, self._client, plan),
         )
         # Its brakes were asked above, for all of it.
         limits = replace(plan.limits, max_share=1.0, max_objects=None, max_bytes=None)

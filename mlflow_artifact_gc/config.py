@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mlflow_artifact_gc.errors import UsageError
+from mlflow_artifact_gc.model import Action
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
 PREFIX = "MLFLOW_ARTIFACT_GC_"
@@ -27,7 +28,7 @@ class Settings:
     max_bytes: int | None = None
     max_objects: int | None = None
     max_share: float | None = None
-    action: str | None = None
+    action: Action | None = None
     poll_ms: int | None = None
     worker: str | None = None
 
@@ -94,10 +95,11 @@ def _between(parse: Callable[[str], _N], least: int, most: int) -> Callable[[str
     return read
 
 
-def _action(text: str) -> str:
-    if text != "purge":
-        raise UsageError(f"{text!r} is not part of this version yet: use purge")
-    return text
+def _action(text: str) -> Action:
+    try:
+        return Action(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is none of {', '.join(Action)}") from error
 
 
 def _poll(text: str) -> int:
@@ -123,6 +125,11 @@ def _read(environ: Mapping[str, str], name: str, parse: Callable[[str], _T]) -> 
         raise UsageError(f"{PREFIX}{name}: {error}") from error
     except ValueError as error:
         raise UsageError(f"{PREFIX}{name}={text!r} is not a number") from error
+
+
+def never_harsher(site: Action | None, own: Action | None) -> Action | None:
+    """The site's action, or a milder one: a process's environment may hide or tag where the site purges, only that."""
+    return own if own and site in (None, Action.PURGE) else site
 
 
 def never_below(site_ms: int, *others_ms: int | None) -> int:

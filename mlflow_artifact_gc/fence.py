@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from mlflow_artifact_gc import database, inbox, journal, planning, references
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
-from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Tombstone
+from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Tombstone
 from mlflow_artifact_gc.policy import Scope
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from mlflow_artifact_gc.locations import Destination
+    from mlflow_artifact_gc.hides import Hide
+    from mlflow_artifact_gc.locations import Destination, Location
 
 LEASE_MS: Final = 60_000
 _RENEWALS: Final = 4
@@ -155,6 +156,32 @@ class Fence:
             tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
             return claim, tombstones, inbox.since(connection, self._noted_since_ms) | anew
+
+        return database.written(self._engine, statements)
+
+    def begin(
+        self,
+        lines: Sequence[Decision],
+        action: Action,
+        hide: Callable[[Location, Hide | None, int], Hide | None],
+    ) -> set[Location]:
+        """Note, before anything of it is done, that these are being hidden or tagged.
+
+        Args:
+            lines: admitted ones.
+            action: hide or tag.
+            hide: what is to be remembered of the hide of a location, by what is remembered already, and the time.
+
+        Returns:
+            Those that must not be touched: what was to be remembered of them is more than our table holds.
+
+        Raises:
+            DatabaseUnusable: nothing was noted, and nothing may be done.
+        """
+
+        def statements(connection: Connection) -> set[Location]:
+            now_ms = database.clock_ms(connection)
+            return journal.begin(connection, lines, self._plan, action, hide, owner=self._owner, now_ms=now_ms)
 
         return database.written(self._engine, statements)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -16,15 +16,19 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from mlflow_artifact_gc import database, processes, protection
+from mlflow_artifact_gc import database, hides, processes, protection
+from mlflow_artifact_gc.hides import Hide
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.tables import intents, plans, roots, site
 
 _DETAIL: Final = 1000
 _URI: Final = 2048
 _IN_LIMIT: Final = 500
 _CORES: Final = 100
+NEXT_LOOK_MS: Final = 24 * 3_600_000
+"""What is hidden or tagged is listed again so much later, and then again and again."""
 LOST: Final = "its row in MLflow is gone for good"
 
 
@@ -213,10 +217,32 @@ def root_proven(connection: Connection, location: Location, now_ms: int) -> None
 
 def swept(connection: Connection) -> dict[Location, int | None]:
     """Locations that were swept, and the date of the tombstone that they were swept for."""
-    query = sa.select(intents.c.bucket, intents.c.prefix, intents.c.deleted_ms).where(
-        intents.c.state.in_((State.SWEPT, State.CLOSED))
+    return _dates(connection, intents.c.deleted_ms, intents.c.state.in_((State.SWEPT, State.CLOSED)))
+
+
+def waiting(connection: Connection) -> dict[Location, int | None]:
+    """Locations that are hidden or tagged, and the date of the tombstone that they are it for."""
+    return _dates(connection, intents.c.deleted_ms, intents.c.state == State.WAITING)
+
+
+def swept_of(connection: Connection, scope: Scope) -> list[Entity]:
+    """Those of some runs, logged models or experiments that were swept."""
+    chosen = sa.or_(
+        intents.c.entity_id.in_([*scope.run_ids, *scope.logged_model_ids]),
+        intents.c.experiment_id.in_(scope.experiment_ids),
     )
-    return {Location(bucket, prefix): deleted_ms for bucket, prefix, deleted_ms in connection.execute(query)}
+    query = sa.select(intents).where(chosen, intents.c.state.in_((State.SWEPT, State.CLOSED)))
+    return [entity_of(row) for row in connection.execute(query).mappings()]
+
+
+def undone(connection: Connection) -> dict[Location, int | None]:
+    """Locations of which a person has taken back a hide or tag, and when."""
+    return _dates(connection, intents.c.undone_ms, intents.c.undone_ms.is_not(None))
+
+
+def _dates(connection: Connection, date: sa.Column[int], where: sa.ColumnElement[bool]) -> dict[Location, int | None]:
+    query = sa.select(intents.c.bucket, intents.c.prefix, date).where(where)
+    return {Location(bucket, prefix): date_ms for bucket, prefix, date_ms in connection.execute(query)}
 
 
 def claim(
@@ -252,6 +278,67 @@ def claim(
     return Claim(mine=located, busy=busy, anew=frozenset(anew))
 
 
+def begin(
+    connection: Connection,
+    lines: Sequence[Decision],
+    plan: Plan,
+    action: Action,
+    hide: Callable[[Location, Hide | None, int], Hide | None],
+    *,
+    owner: str,
+    now_ms: int,
+) -> set[Location]:
+    """Note that claimed locations are being hidden or tagged; those of which too much would have to be remembered.
+
+    Args:
+        hide: what to remember of the hide of a location, by what is remembered, and the time.
+    """
+    by_key = {sha256(line.location): line.location for line in lines if line.location}
+    refused: set[Location] = set()
+    for start in range(0, len(by_key), _IN_LIMIT):
+        rows = intent_rows(connection, [*by_key][start : start + _IN_LIMIT])
+        noted: list[dict[str, Any]] = []
+        for key, row in sorted(rows.items()):
+            wanted = hide(by_key[key], hide_of(row), now_ms)
+            spared = hides.as_text(wanted.spared) if wanted else None
+            if wanted and spared is None:
+                refused.add(by_key[key])
+            elif row["claimed_by"] == owner:
+                noted.append({"key": key, "new_spared": spared})
+        if noted:
+            connection.execute(
+                intents.update()
+                .where(intents.c.location_sha256 == sa.bindparam("key"))
+                .values(
+                    action=action,
+                    acted_from_ms=sa.func.coalesce(intents.c.acted_from_ms, now_ms),
+                    acted_until_ms=None,
+                    acted_plan_id=plan.id,
+                    spared=sa.bindparam("new_spared"),
+                    undone_ms=None,
+                    # From now on somebody has to look at it, whatever becomes of this process.
+                    look_ms=sa.func.coalesce(intents.c.look_ms, now_ms),
+                ),
+                noted,
+            )
+    return refused
+
+
+def hide_of(row: sa.RowMapping) -> Hide | None:
+    """The hide that was begun there, if one was."""
+    if row["acted_from_ms"] is None or row["action"] != Action.HIDE:
+        return None
+    return Hide(from_ms=row["acted_from_ms"], until_ms=acted_until_ms(row), spared=hides.from_text(row["spared"]))
+
+
+def acted_until_ms(row: sa.RowMapping) -> int | None:
+    """Until when something was hidden, by S3's clock. Whoever was killed in it had a claim until then, by ours."""
+    if row["acted_until_ms"] is not None or row["claimed_until_ms"] is None:
+        until_ms: int | None = row["acted_until_ms"]
+        return until_ms
+    return int(row["claimed_until_ms"]) + hides.CLOCKS_MS
+
+
 def is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
     """Whether a process other than ``owner`` has it, and may still live."""
     holder = row["claimed_by"]
@@ -261,7 +348,7 @@ def is_claimed(row: sa.RowMapping, owner: str, now_ms: int) -> bool:
 
 
 def being_swept(connection: Connection, texts: Iterable[str]) -> list[str]:
-    """The entities whose ids ``texts`` hold and that a process is sweeping at this moment; by key, without a lock."""
+    """The entities whose ids ``texts`` hold and that are being swept, or are hidden or tagged; without a lock."""
     cores = sorted({core for text in texts for core in protection.cores(text)})
     ids = [form for core in cores[:_CORES] for form in (core, f"m-{core}", f"tr-{core}")]
     if not ids:
@@ -269,8 +356,13 @@ def being_swept(connection: Connection, texts: Iterable[str]) -> list[str]:
     query = sa.select(intents.c.entity_kind, intents.c.entity_id).where(
         intents.c.entity_kind.in_([kind.value for kind in EntityKind]),
         intents.c.entity_id.in_(ids),
-        intents.c.state == State.SWEEPING,
-        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+        sa.or_(
+            intents.c.acted_from_ms.is_not(None),
+            sa.and_(
+                intents.c.state == State.SWEEPING,
+                intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+            ),
+        ),
     )
     return [f"{kind.replace('_', ' ')} {id_}" for kind, id_ in connection.execute(query)]
 
@@ -329,6 +421,19 @@ def _take(
         for key, line in mine.items()
         if found[key]["deleted_ms"] != line.deleted_ms
     ]
+    killed = [
+        {"key": key, "new_until_ms": acted_until_ms(row)}
+        for key, row in sorted(found.items())
+        if key in mine and row["acted_from_ms"] is not None and row["acted_until_ms"] is None
+    ]
+    if killed:
+        # Before the end of their claims is overwritten.
+        connection.execute(
+            intents.update()
+            .where(intents.c.location_sha256 == sa.bindparam("key"))
+            .values(acted_until_ms=sa.bindparam("new_until_ms")),
+            killed,
+        )
     if moved:
         connection.execute(
             intents.update()
@@ -440,6 +545,8 @@ def renew(connection: Connection, *, owner: str, until_ms: int) -> int:
 def _state_after(result: SweepResult) -> State:
     if result.verified:
         return State.SWEPT
+    if result.outcome is Outcome.WAITING:
+        return State.WAITING
     if result.outcome is Outcome.RESTORED:
         return State.CANCELLED
     if result.outcome is Outcome.FAILED and not all(failure.retryable for failure in result.failures):
@@ -464,7 +571,14 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     state: sa.BindParameter[str] = sa.bindparam("new_state", type_=sa.String)
     now: sa.BindParameter[int] = sa.bindparam("now_ms", type_=sa.BigInteger)
     detail: sa.BindParameter[str] = sa.bindparam("new_detail", type_=sa.Text)
+    until: sa.BindParameter[int] = sa.bindparam("new_until_ms", type_=sa.BigInteger)
     restored = state == State.CANCELLED
+    touched = intents.c.acted_from_ms.is_not(None)
+    verified, waits = state == State.SWEPT, state == State.WAITING
+    ended = {
+        name: sa.case((verified, None), else_=intents.c[name])
+        for name in ("action", "acted_from_ms", "acted_plan_id", "spared")
+    }
     # What the worker waits for it looks at again, and at once: only MLflow's row tells whether it was deleted again.
     watched = sa.and_(restored, intents.c.look_ms.is_not(None))
     lost = sa.and_(restored, intents.c.look_ms.is_(None), intents.c.detail == LOST)
@@ -476,9 +590,17 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
             state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,
             detail=sa.case((lost, LOST), else_=detail),
-            look_ms=sa.case((watched, now), else_=intents.c.look_ms),
+            look_ms=sa.case((watched, now), (waits, now + NEXT_LOOK_MS), else_=intents.c.look_ms),
             attempts=intents.c.attempts + sa.bindparam("tried"),
-            swept_ms=sa.case((state == State.SWEPT, now), else_=intents.c.swept_ms),
+            swept_ms=sa.case((sa.or_(verified, waits), now), else_=intents.c.swept_ms),
+            **ended,
+            acted_until_ms=sa.case(
+                (verified, None),
+                (touched, sa.func.coalesce(until, intents.c.acted_until_ms, now + hides.CLOCKS_MS)),
+                else_=intents.c.acted_until_ms,
+            ),
+            waiting_objects=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_objects")), else_=0),
+            waiting_bytes=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_bytes")), else_=0),
             claimed_by=None,
             claimed_until_ms=None,
         ),
@@ -507,6 +629,9 @@ def _recorded(result: SweepResult, now_ms: int) -> dict[str, Any]:
         "now_ms": now_ms,
         "new_state": _state_after(result),
         "new_detail": f"{result.outcome}: {result.detail}"[:_DETAIL],
+        "new_until_ms": result.acted_until_ms,
+        "n_waiting_objects": result.waiting_objects,
+        "n_waiting_bytes": result.waiting_bytes,
         "tried": int(result.outcome in (Outcome.FAILED, Outcome.UNKNOWN)),
         **{f"n_{name}": getattr(result, name) for name in _COUNTS},
     }

@@ -59,7 +59,9 @@ def look(connection: Connection) -> View:
     """Everything that an idle worker needs to know, in one query."""
     mail = sa.exists().where(inbox.c.event != Event.SERVER)
     reports = sa.exists().where(inbox.c.event == Event.SERVER)
-    waiting = sa.select(sa.func.min(intents.c.look_ms)).where(intents.c.state.in_((State.PENDING, State.SWEEPING)))
+    waiting = sa.select(sa.func.min(intents.c.look_ms)).where(
+        intents.c.state.in_((State.PENDING, State.SWEEPING, State.WAITING))
+    )
     query = sa.select(
         database.clock_expression(connection.dialect.name).label("now_ms"),
         lease.c.owner,

@@ -89,6 +89,8 @@ class Reason(StrEnum):
     PROTECTED = "protected"
     NESTED = "nested"
     SWEPT_BEFORE = "swept-before"
+    WAITING = "waiting"
+    UNDONE = "undone"
     NOT_ON_S3 = "not-on-s3"
     OTHER_SERVER = "other-server"
     UNREADABLE = "unreadable"
@@ -110,6 +112,8 @@ _SENTENCES = {
     Reason.PROTECTED: "something live needs it",
     Reason.NESTED: "it contains, or lies in, the location of another deleted entity whose row is still there",
     Reason.SWEPT_BEFORE: "already swept",
+    Reason.WAITING: "hidden or tagged already: it waits for its bucket's lifecycle rule",
+    Reason.UNDONE: "taken back with 'undo' (name its id, or restore it and delete it again)",
     Reason.NOT_ON_S3: "its artifacts are not on S3",
     Reason.OTHER_SERVER: "its URI names a host: perhaps another server's artifacts",
     Reason.UNREADABLE: "its URI names no bucket and key",
@@ -233,6 +237,8 @@ class Outcome(StrEnum):
     """A listing after the sweep (versions, delete markers, unfinished uploads) was empty."""
     EMPTY = "empty"
     """Nothing was there at first sight. Proves nothing about the metadata unless the root was proven."""
+    WAITING = "waiting"
+    """Everything in it is hidden or tagged, and waits for the bucket's lifecycle rule."""
     POSTPONED = "postponed"
     """It holds something younger than the minimum age."""
     PROTECTED = "protected"
@@ -268,7 +274,9 @@ class SweepResult:
     """What was done to a location. The only source of reports.
 
     ``deleted_objects`` counts current objects, ``deleted_versions`` noncurrent ones, ``deleted_bytes`` both.
-    ``unknown`` counts keys whose answer was lost and that no listing has settled.
+    ``unknown`` counts keys whose answer was lost and that no listing has settled. ``waiting_`` counts what is hidden or
+    tagged in it now, noncurrent versions included; ``acted_until_ms`` is when the last of our delete markers was
+    written, by S3's clock.
     """
 
     decision: Decision
@@ -280,6 +288,9 @@ class SweepResult:
     deleted_markers: int = 0
     deleted_bytes: int = 0
     aborted_uploads: int = 0
+    waiting_objects: int = 0
+    waiting_bytes: int = 0
+    acted_until_ms: int | None = None
     failures: tuple[Failure, ...] = ()
     unknown: int = 0
     root_proven: bool = False

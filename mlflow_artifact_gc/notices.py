@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from mlflow_artifact_gc import database
 from mlflow_artifact_gc.errors import DatabaseUnusable
-from mlflow_artifact_gc.model import EntityKind, Outcome, SweepResult
+from mlflow_artifact_gc.model import Action, EntityKind, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_instant, show_minute, show_size
 
 STATUS: Final = "artifact_gc.status"
@@ -69,6 +69,8 @@ def _begun(before_ms: int) -> str:
 def purged(result: SweepResult, now_ms: int) -> Notice | None:
     """What became of it; None where nothing has left the bucket and something may still be there."""
     objects = result.deleted_objects + result.deleted_versions
+    if result.outcome is Outcome.WAITING:
+        return _waiting(result, now_ms)
     gone = f"{objects:,} object{'' if objects == 1 else 's'}, {show_size(result.deleted_bytes)}"
     if result.verified and not objects:
         return ((STATUS, f"{_PURGED} {_utc(now_ms)}: none were left"),)
@@ -77,6 +79,39 @@ def purged(result: SweepResult, now_ms: int) -> Notice | None:
     part = "" if result.verified else " in part"
     # Short, and what the other one does not say comes first: MLflow's page cuts a long tag.
     return ((STATUS, f"{_PURGED}{part} {_utc(now_ms)}"), (PURGED, f"{gone}{part}, {_utc(now_ms)}"))
+
+
+def _waiting(result: SweepResult, now_ms: int) -> Notice:
+    much = f"{result.waiting_objects:,} objects, {show_size(result.waiting_bytes)}"
+    done = "hidden" if result.action is Action.HIDE else "tagged for expiry"
+    return ((STATUS, f"{done} {_utc(now_ms)}, the bucket's rule removes it"), (EXPIRES, f"{done}: {much}"))
+
+
+def arrived(objects: int, size_bytes: int, now_ms: int) -> Notice:
+    """What was hidden or tagged has been removed by the bucket's rule."""
+    gone = f"{objects:,} objects, {show_size(size_bytes)}"
+    return ((STATUS, f"{_PURGED} by {_utc(now_ms)}"), (PURGED, f"{gone}, by {_utc(now_ms)}"))
+
+
+def taken_back(gone: int, now_ms: int, *, undone: bool, holder: str, until_ms: int | None) -> Notice:
+    """A hide or tag was taken back; what the bucket's rule had removed before is said for good.
+
+    Args:
+        gone: how many objects that are.
+        now_ms: the time.
+        undone: a person has taken it back, and it stays deleted.
+        holder: what needs it, if something does.
+        until_ms: when it goes, if it was deleted again.
+    """
+    lost = f"{_PURGED} in part: {gone:,} objects, before {_utc(now_ms)}"
+    said: Notice = ((PURGED, lost),) if gone else CLEARED
+    if holder:
+        return (*kept(holder), *said)
+    if until_ms is not None:
+        return (*pending(until_ms), *said)
+    if undone:
+        return ((STATUS, f"taken back {_utc(now_ms)}: kept until it is deleted again"), *said)
+    return ((STATUS, lost), *said) if gone else CLEARED
 
 
 def _utc(instant_ms: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mlflow_artifact_gc.errors import ReferencesIncomplete, UnreadableUri
@@ -32,6 +32,10 @@ class Facts:
     destination: Destination
     swept_ms: Mapping[Location, int | None]
     """Locations that were swept, and the date of the tombstone that they were swept for."""
+    waiting_ms: Mapping[Location, int | None] = field(default_factory=dict)
+    """The same of those that are hidden or tagged."""
+    undone_ms: Mapping[Location, int | None] = field(default_factory=dict)
+    """Locations of which a person has taken back a hide or tag, and when."""
 
 
 def ids_in_places(tombstones: Iterable[Tombstone]) -> set[str]:
@@ -87,7 +91,9 @@ def decisions(
         found = Circumstances(
             protected_by=protected_by,
             nested_with=nested_with or _owner_around(tombstone, facts.owners),
-            swept_before=not again and _swept(tombstone, place, facts.swept_ms),
+            swept_before=not again and _done_before(tombstone, place, facts.swept_ms),
+            waits=_done_before(tombstone, place, facts.waiting_ms),
+            undone=not scope.names(tombstone.entity) and _undone(tombstone, place, facts.undone_ms),
             take_undated=include_undated or scope.names(tombstone.entity),
         )
         reason, evidence = decide(tombstone, place, found, cutoff_ms)
@@ -128,11 +134,17 @@ def _owner_around(tombstone: Tombstone, owners: Mapping[str, str]) -> str:
     return next((owners[id_] for id_ in sorted(_other_ids(tombstone)) if id_ in owners), "") if owners else ""
 
 
-def _swept(tombstone: Tombstone, place: Place, swept_ms: Mapping[Location, int | None]) -> bool:
-    # Restored and deleted again: a later date than the one it was swept for makes it a new tombstone.
-    if place.location is None or place.location not in swept_ms:
+def _undone(tombstone: Tombstone, place: Place, undone_ms: Mapping[Location, int | None]) -> bool:
+    if tombstone.deleted_ms is None:
+        return place.location in undone_ms
+    return _done_before(tombstone, place, undone_ms)
+
+
+def _done_before(tombstone: Tombstone, place: Place, done_ms: Mapping[Location, int | None]) -> bool:
+    # Restored and deleted again: a later date than the one it was done for makes it a new tombstone.
+    if place.location is None or place.location not in done_ms:
         return False
-    before = swept_ms[place.location]
+    before = done_ms[place.location]
     return tombstone.deleted_ms == before or (
         tombstone.deleted_ms is not None and before is not None and tombstone.deleted_ms <= before
     )

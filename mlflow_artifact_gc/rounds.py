@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import agenda, database, journal, lease, notices, planning, references, surveying, sweeping
+from mlflow_artifact_gc import (
+    agenda,
+    bucket_rules,
+    database,
+    journal,
+    lease,
+    notices,
+    planning,
+    surveying,
+    sweeping,
+)
 from mlflow_artifact_gc.agenda import Waiting
 from mlflow_artifact_gc.errors import ReferencesIncomplete, StorageError
 from mlflow_artifact_gc.model import (
@@ -23,11 +34,10 @@ from mlflow_artifact_gc.model import (
     Plan,
     Reason,
     SweepResult,
-    Tombstone,
 )
-from mlflow_artifact_gc.policy import Scope, brakes
+from mlflow_artifact_gc.policy import brakes
 from mlflow_artifact_gc.quantities import show_size
-from mlflow_artifact_gc.session import places_beside
+from mlflow_artifact_gc.session import chunks, decide, places_beside
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -38,10 +48,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("mlflow_artifact_gc.worker")
 
-_T = TypeVar("_T")
-
-_CHUNK: Final = 500
-"""Rows in one transaction: on SQLite a user's commit waits for it."""
 _MINUTE_MS: Final = 60_000
 _HOUR_MS: Final = 60 * _MINUTE_MS
 _PROTECTED_MS: Final = 6 * _HOUR_MS
@@ -61,6 +67,8 @@ class Terms:
     grace_ms: int
     limits: Limits
     concurrency: int
+    action: Action | None = None
+    """None: nobody said; then it is a purge, which leaves buckets that keep versions alone."""
 
 
 class Round:
@@ -83,13 +91,24 @@ class Round:
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
             waiting = agenda.to_look_at(connection, grace_ms=self._terms.grace_ms, now_ms=now_ms)
-        if not waiting:
+        by_action: defaultdict[Action, list[Waiting]] = defaultdict(list)
+        for one in waiting:
+            # What was begun is finished as it was begun.
+            by_action[one.action or self._terms.action or Action.PURGE].append(one)
+        reports = [report for action, some in by_action.items() if (report := self._carry_out(action, some, now_ms))]
+        if not reports:
             return None
+        return sweeping.Report(
+            results=tuple(result for report in reports for result in report.results),
+            error=next((report.error for report in reports if report.error), None),
+        )
+
+    def _carry_out(self, action: Action, waiting: Sequence[Waiting], now_ms: int) -> sweeping.Report | None:
         decisions = decide(self._session, [one.entity for one in waiting], now_ms - self._terms.grace_ms)
         by_location = {line.location: line for line in decisions if line.location}
         lines = tuple(by_location[one.location] for one in waiting if one.location in by_location)
         self._put_off(waiting, by_location, now_ms)
-        plan = self._plan(lines, now_ms)
+        plan = self._plan(action, lines, now_ms)
         if not plan.due or self._parked(plan, now_ms):
             return None
         report = self._sweep(plan)
@@ -112,10 +131,10 @@ class Round:
             for one in doubtful
             if (one.entity.kind, one.entity.id) in deleted_ms
         ]
-        for chunk in _chunks(back):
+        for chunk in chunks(back):
             with database.writing(self._engine) as connection:
                 back_again(self._session, connection, chunk, now_ms)
-        for some in _chunks(again):
+        for some in chunks(again):
             with database.writing(self._engine) as connection:
                 agenda.begin_again(connection, some, grace_ms=self._terms.grace_ms)
                 until_ms = {one.entity: one.since_ms + self._terms.grace_ms for one in some}
@@ -140,28 +159,28 @@ class Round:
                 later[one.location] = (line.deleted_ms + self._terms.grace_ms, "")
             else:
                 later[one.location] = (now_ms + _LONGEST_MS, line.evidence or line.reason.sentence)
-        for chunk in _chunks(back):
+        for chunk in chunks(back):
             with database.writing(self._engine) as connection:
                 back_again(self._session, connection, chunk, now_ms)
         self._look_again(later, kept)
 
     def _look_again(self, later: Mapping[Location, tuple[int, str]], kept: Mapping[str, str]) -> None:
-        for places in _chunks(list(later)):
+        for places in chunks(list(later)):
             with database.writing(self._engine) as connection:
                 agenda.look_again(connection, {place: later[place] for place in places})
-        for run_ids in _chunks(list(kept)):
+        for run_ids in chunks(list(kept)):
             told = {run_id: notices.kept(kept[run_id]) for run_id in run_ids}
             with database.writing(self._engine) as connection:
                 notices.write(connection, told, deleted_only=True)
 
-    def _plan(self, lines: Sequence[Decision], now_ms: int) -> Plan:
+    def _plan(self, action: Action, lines: Sequence[Decision], now_ms: int) -> Plan:
         with self._session.tracked.reading() as tracking:
             rows = tracking.entity_rows()
         plan = Plan(
             id=str(uuid.uuid4()),
             created_ms=now_ms,
             cutoff_ms=now_ms - self._terms.grace_ms,
-            action=Action.PURGE,
+            action=action,
             database_id=self._session.site.database_id,
             entity_rows=sum(rows.values()),
             limits=self._terms.limits,
@@ -212,7 +231,8 @@ class Round:
             concurrency=self._terms.concurrency,
             dense=self._dense,
             others=places_beside(self._session, plan.due),
-            spare_versions=self._session.site.action is None,
+            spare_versions=self._terms.action is None,
+            missing_rule=bucket_rules.missing(self._session.site, self._client, plan),
             # The inbox was drained before: what is in it now came after.
             noted_since_ms=0,
         )
@@ -226,8 +246,8 @@ class Round:
         kept: dict[str, str] = {}
         for result in results:
             location = result.decision.location
-            if location is None or result.verified or result.outcome is Outcome.RESTORED:
-                continue  # What was restored is cleared up by the next round.
+            if location is None or result.verified or result.outcome in (Outcome.RESTORED, Outcome.WAITING):
+                continue  # What was restored is cleared up by the next round; what waits has its date.
             tried = attempts.get(location, 0) + 1
             if result.outcome in (Outcome.FAILED, Outcome.UNKNOWN) and tried >= _ATTEMPTS:
                 given_up.append(location)
@@ -292,28 +312,6 @@ def _remaining(surveyor: surveying.Surveyor, task: planning.ListingTask) -> Mapp
         return {}
 
 
-def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> tuple[Decision, ...]:
-    """Decide on those of ``entities`` that are deleted now: their rows first, what refers to them after.
-
-    Raises:
-        DatabaseUnusable, ReferencesIncomplete: nothing can be decided.
-    """
-    tombstones: list[Tombstone] = []
-    owners: dict[str, str] = {}
-    # In portions: on SQLite a user's commit waits until the reading has ended.
-    for some in _chunks(entities):
-        with session.tracked.reading() as tracking:
-            tombstones += tracking.tombstones(some)
-    found = references.read(session.tracked, session.registry)
-    for ids in _chunks(sorted(planning.ids_in_places(tombstones))):
-        with session.tracked.reading() as tracking:
-            owners |= tracking.owners(ids)
-    facts = planning.Facts(
-        tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms={}
-    )
-    return planning.decisions(facts, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
-
-
 def explain(session: Session, fresh: Sequence[journal.Expected], terms: Terms, *, again: bool) -> None:
     """Tell runs that wait that something needs them; with ``again`` also those that were kept and need not be.
 
@@ -335,10 +333,10 @@ def explain(session: Session, fresh: Sequence[journal.Expected], terms: Terms, *
         if line.entity.kind is EntityKind.RUN:
             until_ms = by_location[line.location].since_ms + terms.grace_ms
             told[line.entity.id] = notices.kept(line.evidence) if kept else notices.pending(until_ms)
-    for places in _chunks(list(why)):
+    for places in chunks(list(why)):
         with database.writing(session.engine) as connection:
             agenda.explain(connection, {place: why[place] for place in places})
-    for run_ids in _chunks(list(told)):
+    for run_ids in chunks(list(told)):
         with database.writing(session.engine) as connection:
             notices.write(connection, {run_id: told[run_id] for run_id in run_ids}, deleted_only=True)
 
@@ -357,21 +355,25 @@ def back_again(session: Session, connection: Connection, entities: Sequence[Enti
     notices.write(connection, dict.fromkeys(begun, notices.begun(now_ms)))
 
 
-def _chunks(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]
-
-
 def _tell(report: sweeping.Report) -> None:
     swept = sum(result.verified for result in report.results)
+    waiting = [result for result in report.results if result.outcome is Outcome.WAITING]
     objects = sum(result.deleted_objects + result.deleted_versions for result in report.results)
     size = show_size(sum(result.deleted_bytes for result in report.results))
-    others = len(report.results) - swept
+    others = len(report.results) - swept - len(waiting)
     _logger.info(
         "purged locations: %s of %s (objects: %s, %s)", f"{swept:,}", f"{len(report.results):,}", f"{objects:,}", size
     )
+    if waiting:
+        done = {Action.HIDE: "hidden", Action.TAG: "tagged for expiry"}[waiting[0].action]
+        _logger.info(
+            "%s locations: %s (objects: %s)",
+            done,
+            f"{len(waiting):,}",
+            f"{sum(one.waiting_objects for one in waiting):,}",
+        )
     if others:
-        example = next(result for result in report.results if not result.verified)
+        example = next(one for one in report.results if not one.verified and one.outcome is not Outcome.WAITING)
         _logger.warning(
             "%s are not: %s %s: %s", f"{others:,}", example.decision.entity, example.outcome.value, example.detail
         )

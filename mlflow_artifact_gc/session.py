@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mlflow_artifact_gc import database, inbox, journal, planning, policy, references, schema
 from mlflow_artifact_gc.errors import (
@@ -16,12 +16,14 @@ from mlflow_artifact_gc.errors import (
     UsageError,
 )
 from mlflow_artifact_gc.locations import Destination, Location
-from mlflow_artifact_gc.model import Decision, EntityKind, Tombstone
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Tombstone
 from mlflow_artifact_gc.quantities import show_instant
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
+_T = TypeVar("_T")
+_CHUNK: Final = 500
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -250,8 +252,16 @@ class Reading:
     kept_models: Sequence[Tombstone]
 
 
-def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undated: bool, again: bool) -> Reading:
-    """Read tombstones first and references after, and decide.
+def read(
+    session: Session,
+    scope: policy.Scope,
+    *,
+    cutoff_ms: int,
+    include_undated: bool,
+    again: bool,
+    action: Action = Action.PURGE,
+) -> Reading:
+    """Read tombstones first and references after, and decide. A purge takes up also what is hidden or tagged.
 
     Raises:
         UsageError: an id of ``scope`` is unknown or live.
@@ -265,12 +275,19 @@ def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undat
         tombstones = tracking.tombstones()
         rows = tracking.entity_rows()
         kept_models = tracking.models_of_deleted_runs()
-        swept = journal.swept(connection)
+        swept, undone = journal.swept(connection), journal.undone(connection)
+        waiting = {} if action is Action.PURGE else journal.waiting(connection)
     found = references.read(session.tracked, session.registry)
     with session.tracked.reading() as tracking:
         owners = tracking.owners(planning.ids_in_places(tombstones))
     facts = planning.Facts(
-        tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms=swept
+        tombstones=tombstones,
+        references=found,
+        owners=owners,
+        destination=session.destination,
+        swept_ms=swept,
+        waiting_ms=waiting,
+        undone_ms=undone,
     )
     made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
     return Reading(decisions=made, rows=rows, kept_models=kept_models)
@@ -282,3 +299,30 @@ def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Locati
         samples = tracking.samples(sorted({line.entity.experiment_id for line in lines}))
     places = (policy.place_of(sample, session.destination).location for sample in samples)
     return tuple(place for place in places if place)
+
+
+def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> tuple[Decision, ...]:
+    """Decide on those of ``entities`` that are deleted now: their rows first, what refers to them after.
+
+    Raises:
+        DatabaseUnusable, ReferencesIncomplete: nothing can be decided.
+    """
+    tombstones: list[Tombstone] = []
+    owners: dict[str, str] = {}
+    for some in chunks(entities):
+        with session.tracked.reading() as tracking:
+            tombstones += tracking.tombstones(some)
+    found = references.read(session.tracked, session.registry)
+    for ids in chunks(sorted(planning.ids_in_places(tombstones))):
+        with session.tracked.reading() as tracking:
+            owners |= tracking.owners(ids)
+    facts = planning.Facts(
+        tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms={}
+    )
+    return planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
+
+
+def chunks(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    """In portions for one transaction each: on SQLite a user's commit waits until that has ended."""
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]

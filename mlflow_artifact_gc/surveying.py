@@ -25,6 +25,7 @@ _PROBES: Final = 4
 _KEPT_ENTRIES: Final = 200_000
 """Entries that are kept at a time; what is beyond them is listed again, page by page, to be acted on."""
 _BLOCK: Final = 1_000
+_KEPT_HIDING: Final = 10_000
 _FEW_UPLOADS: Final = 1_000
 _STRANGERS: Final = 5_000
 """Entries of others that a shared listing may meet, beside four times its own, before each location is listed alone."""
@@ -42,8 +43,13 @@ class Found:
     markers: int = 0
     size_bytes: int = 0
     youngest_ms: int | None = None
+    youngest_current_ms: int | None = None
     undated: bool = False
     foreign_marker: str = ""
+    hiding: list[Entry] | None = field(default_factory=list)
+    """The delete markers that hide their keys; None: too many to be kept."""
+    hidden_until_ms: int | None = None
+    """When the last of them was written."""
 
     @property
     def empty(self) -> bool:
@@ -60,12 +66,24 @@ class Found:
         self.versions += entry.kind is Kind.NONCURRENT
         self.markers += entry.kind is Kind.MARKER
         self.size_bytes += entry.size_bytes
+        if entry.hides:
+            self._add_hiding(entry)
         if entry.modified_ms is None:
             self.undated = True
         elif self.youngest_ms is None or entry.modified_ms > self.youngest_ms:
             self.youngest_ms = entry.modified_ms
+        if entry.kind is Kind.CURRENT and entry.modified_ms is not None:
+            self.youngest_current_ms = max(self.youngest_current_ms or 0, entry.modified_ms)
         if entry.key.endswith(f"/{s3.MARKER_NAME}"):
             self.foreign_marker = entry.key
+
+    def _add_hiding(self, entry: Entry) -> None:
+        if self.hiding is not None:
+            self.hiding.append(entry)
+            if len(self.hiding) > _KEPT_HIDING:
+                self.hiding = None
+        if entry.modified_ms is not None:
+            self.hidden_until_ms = max(self.hidden_until_ms or 0, entry.modified_ms)
 
 
 class Room:

@@ -9,19 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mlflow_artifact_gc import agenda, database, journal, notices, processes, references
+from mlflow_artifact_gc.acting import Actor, Done
 from mlflow_artifact_gc.batching import Batch
 from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable
+from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
+from mlflow_artifact_gc.hiding import Hider
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
-from mlflow_artifact_gc.model import Decision, Entity, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.model import Action, Decision, Entity, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.ownership import Roots
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
-from mlflow_artifact_gc.purging import Purged, Purger
+from mlflow_artifact_gc.purging import Purger
 from mlflow_artifact_gc.surveying import Surveyor
+from mlflow_artifact_gc.tagging import Tagger
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -53,6 +57,8 @@ class Equipment:
     others: tuple[Location, ...] = ()
     lease_ms: int = LEASE_MS
     spare_versions: bool = False
+    missing_rule: Callable[[str], str] = lambda _bucket: ""
+    """What the lifecycle rules of a bucket lack for the action; empty where they will do. Raises StorageError."""
     noted_since_ms: int | None = None
     """From when on a note of the hook stops a line; None: from when the plan was made."""
 
@@ -84,16 +90,25 @@ def sweep(plan: Plan, equipment: Equipment, orders: Orders, stop: threading.Even
         Refused: a brake trips; nothing was touched.
     """
     require_within_brakes(plan)
-    with ThreadPoolExecutor(equipment.concurrency, thread_name_prefix="artifact-gc") as executor:
-        return _Sweep(plan, equipment, orders, stop, executor).run()
+    with (
+        ThreadPoolExecutor(equipment.concurrency, thread_name_prefix="artifact-gc") as executor,
+        # Whoever tags waits for the requests: they must not queue behind him.
+        ThreadPoolExecutor(equipment.concurrency, thread_name_prefix="artifact-gc-tags") as requests,
+    ):
+        return _Sweep(plan, equipment, orders, stop, (executor, requests)).run()
 
 
 class _Sweep:
     def __init__(
-        self, plan: Plan, equipment: Equipment, orders: Orders, stop: threading.Event, executor: ThreadPoolExecutor
+        self,
+        plan: Plan,
+        equipment: Equipment,
+        orders: Orders,
+        stop: threading.Event,
+        pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
     ) -> None:
         self._plan, self._equipment, self._orders, self._stop = plan, equipment, orders, stop
-        self._executor = executor
+        self._executor, self._requests = pools
         self._engine = equipment.tracked.engine
         self._owner = processes.identity()
         self._surveyor = Surveyor(equipment.client, self._stopped)
@@ -112,7 +127,7 @@ class _Sweep:
             client=equipment.client,
             site=equipment.site,
             destination=equipment.destination,
-            executor=executor,
+            executor=self._executor,
         )
         self._eraser: Eraser | None = None
         self._aborted = threading.Event()
@@ -213,7 +228,7 @@ class _Sweep:
         finished: list[SweepResult] = []
         try:
             self._add(finished, admission.rejected)
-            self._purge(admission.due, read_s, now_ms, finished)
+            self._act(admission.due, read_s, now_ms, finished)
         finally:
             reached = self._reached.union(id(result.decision) for result in finished)
             finished += [ended(line, Outcome.STOPPED, "") for line in admission.due if id(line) not in reached]
@@ -288,8 +303,8 @@ class _Sweep:
             self._eraser = Eraser(self._equipment.tracked, self._equipment.destination)
         return self._eraser
 
-    def _purge(self, due: Sequence[Decision], read_s: float, now_ms: int, finished: list[SweepResult]) -> None:
-        """Look, stand, act: each step only when the one before has ended for the whole batch."""
+    def _act(self, due: Sequence[Decision], read_s: float, now_ms: int, finished: list[SweepResult]) -> None:
+        """Look, stand, begin, act: each step only when the one before has ended for the whole batch."""
         batch = self._prepared(due, read_s, now_ms)
         try:
             seen = batch.look()
@@ -299,23 +314,38 @@ class _Sweep:
             raise
         if self._stopped():
             return
-        ground = batch.stand(seen)
+        ground = batch.begin(seen, batch.stand(seen))
         self._add(finished, ground.refused)
         self._collect(batch.act(seen, ground), finished)
 
     def _prepared(self, due: Sequence[Decision], read_s: float, now_ms: int) -> Batch:
-        purger = Purger(
-            client=self._equipment.client,
-            surveyor=self._surveyor,
-            fence=self._fence,
-            stopped=self._stopped,
-            now_ms=now_ms,
-            min_age_ms=self._plan.limits.min_object_age_ms,
-            references_read_s=read_s,
-        )
+        common: dict[str, Any] = {
+            "client": self._equipment.client,
+            "surveyor": self._surveyor,
+            "fence": self._fence,
+            "stopped": self._stopped,
+            "now_ms": now_ms,
+            "min_age_ms": self._plan.limits.min_object_age_ms,
+            "references_read_s": read_s,
+        }
+        actor: Actor
+        match self._plan.action:
+            case Action.PURGE:
+                actor = Purger(**common)
+            case Action.HIDE:
+                actor = Hider(**common)
+            case Action.TAG:
+                site = self._equipment.site
+                actor = Tagger(
+                    **common,
+                    tag=Tag.of_site(site.expiry_tag),
+                    requests=self._requests,
+                    missing_rule=self._equipment.missing_rule,
+                    purges_full=site.full_tag_sets is journal.FullTagSets.PURGE,
+                )
         return Batch(
             due=due,
-            purger=purger,
+            actor=actor,
             surveyor=self._surveyor,
             roots=self._roots,
             executor=self._executor,
@@ -324,7 +354,7 @@ class _Sweep:
             spare_versions=self._equipment.spare_versions,
         )
 
-    def _collect(self, futures: Sequence[Future[Purged]], finished: list[SweepResult]) -> None:
+    def _collect(self, futures: Sequence[Future[Done]], finished: list[SweepResult]) -> None:
         """Take every listing's results, whatever else goes wrong: what runs when something fails is waited for.
 
         Raises:
@@ -336,10 +366,10 @@ class _Sweep:
             for future in as_completed(futures):
                 if future.cancelled():
                     continue
-                purged = future.result()
+                done = future.result()
                 waiting.discard(future)
-                self._add(finished, purged.results)
-                error = error or purged.error
+                self._add(finished, done.results)
+                error = error or done.error
                 if error:
                     self._abandon(waiting)
                 elif len(finished) >= _SETTLED:
@@ -355,7 +385,7 @@ class _Sweep:
         if error:
             raise error
 
-    def _abandon(self, futures: set[Future[Purged]]) -> None:
+    def _abandon(self, futures: set[Future[Done]]) -> None:
         self._aborted.set()
         futures -= {future for future in futures if future.cancel()}
 

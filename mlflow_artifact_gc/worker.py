@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, kept, lease, processes, rounds, s3, schema
+from mlflow_artifact_gc import database, journal, kept, lease, processes, rounds, s3, schema, settling
 from mlflow_artifact_gc import session as sessions
-from mlflow_artifact_gc.config import Settings, never_below
+from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, RootRefused, TablesNotReady
 from mlflow_artifact_gc.intake import Intake
 from mlflow_artifact_gc.model import Limits
@@ -290,12 +290,24 @@ class Worker:
             self._scan_s = time.monotonic() + (_SCAN_S if self._scanned else _FIRST_SCAN_S)
             self._scanned = True
         self._explain(session, terms)
+        self._settle(session, terms, halt, everything=scan or taken.registry_changed)
         report = rounds.Round(session, terms, self._connected(), halt).run()
         if scan and not halt.is_set():
             rounds.look_twice(session, terms, self._connected(), halt)
             self._measure(session, halt)
         self._said = ""
         return report
+
+    def _settle(self, session: Session, terms: rounds.Terms, halt: threading.Event, *, everything: bool) -> None:
+        """What is hidden or tagged: restored meanwhile, needed again, or gone."""
+        settler = settling.Settler(
+            session=session,
+            client=self._connected,
+            grace_ms=terms.grace_ms,
+            concurrency=terms.concurrency,
+            stopped=halt.is_set,
+        )
+        settler.settle(everything=everything)
 
     def _measure(self, session: Session, halt: threading.Event) -> None:
         """What is kept in logged models of deleted runs, for ``status``."""
@@ -316,6 +328,7 @@ class Worker:
                 min_object_age_ms=never_below(site.min_object_age_ms, settings.min_object_age_ms),
             ),
             concurrency=settings.concurrency or _CONCURRENCY,
+            action=never_harsher(site.action, settings.action),
         )
 
     def _explain(self, session: Session, terms: rounds.Terms) -> None:

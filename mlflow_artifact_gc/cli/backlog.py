@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -15,11 +16,12 @@ from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import database, kept, planning, s3, surveying, sweeping
+from mlflow_artifact_gc import bucket_rules, database, kept, planning, s3, settling, surveying, sweeping
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output
-from mlflow_artifact_gc.config import Settings, never_below
+from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import Refused
+from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
@@ -31,6 +33,11 @@ _MEASURED_LOCATIONS: Final = 10_000
 _EXIT_FAILED: Final = 3
 _EXIT_PAUSED: Final = 1
 _EXIT_INTERRUPTED: Final = 130
+_QUESTIONS: Final = {
+    Action.PURGE: "Purge {} for good?",
+    Action.HIDE: "Hide {}, until the bucket's rule removes them?",
+    Action.TAG: "Tag {} for expiry, which S3 carries out after its next midnight?",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +45,7 @@ class _Wishes:
     """What the command line and the environment ask for, merged."""
 
     scope: Scope
+    action: Action
     grace_ms: int
     limits: Limits
     concurrency: int
@@ -84,8 +92,10 @@ def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> _W
         logged_model_ids=options["logged_model_ids"],
         workspace=options["workspace"],
     )
+    action = Action(options["action"]) if options["action"] else never_harsher(site.action, settings.action)
     return _Wishes(
         scope=scope,
+        action=action or Action.PURGE,
         grace_ms=grace_ms,
         limits=limits,
         concurrency=_first(options["concurrency"], settings.concurrency, _CONCURRENCY),
@@ -108,11 +118,14 @@ class _Backlog:
         self._stop = threading.Event()
         self._client: s3.S3Client | None = None
         self._kept = kept.Kept(models=0)
+        self._settled = settling.Settled()
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
         started = time.monotonic()
         deadline_s = None if budget_ms is None else started + budget_ms / 1000
         with self._interruptible():
+            if not dry_run:
+                self._settle()
             plan, dense = self._plan(needs_sizes=dry_run or not yes, deadline_s=deadline_s)
             if self._stop.is_set():
                 return self._report(plan, sweeping.Report(results=()), started)
@@ -123,10 +136,52 @@ class _Backlog:
                     render.print_json(render.report_document(plan, sweeping.Report(results=()), self._kept, code=0))
                 return 0
             require_within_brakes(plan)
+            self._require_fit_buckets(plan, ask=not yes and sys.stdin.isatty())
             if not yes:
                 self._confirm(plan)
             report = self._sweep(plan, dense, deadline_s)
             return self._report(plan, report, started)
+
+    def _settle(self) -> None:
+        """What was hidden or tagged before, and is restored, needed or gone by now: before anything new is."""
+        settler = settling.Settler(
+            session=self._session,
+            client=self._connected,
+            grace_ms=self._session.site.grace_ms,
+            concurrency=self._wishes.concurrency,
+            stopped=self._stop.is_set,
+        )
+        self._settled = settler.settle(everything=True)
+        for restored in self._settled.restored:
+            if restored.complete:
+                click.echo(render.restored(restored), err=True)
+        for problem in self._settled.problems:
+            click.echo(f"Not taken back: {problem}", err=True)
+
+    def _require_fit_buckets(self, plan: Plan, *, ask: bool) -> None:
+        """The buckets' own rules do the rest of a hide or tag: whether they would.
+
+        Raises:
+            Refused: a bucket cannot be hidden or tagged in, or nothing would remove what is.
+            StorageError: that is not known.
+        """
+        if plan.action is Action.PURGE:
+            return
+        for examined in bucket_rules.of_plan(self._session.site, self._connected(), plan):
+            if not self._json:
+                self._out.print(examined.sentence)
+            if examined.ready:
+                continue
+            if ask and examined.rules:
+                self._out.print(json.dumps(as_json(examined.rules), indent=2))
+                if self._ask(f"Write these rules to bucket {examined.bucket!r} now?"):
+                    bucket_rules.apply(self._connected(), examined)
+                    continue
+            if plan.action is Action.TAG or examined.impossible:
+                raise Refused(
+                    f"{examined.sentence} Nothing was touched: run 'mlflow-artifact-gc lifecycle apply --action "
+                    f"{plan.action.value}' first, or use another --action"
+                )
 
     # Planning
 
@@ -141,12 +196,13 @@ class _Backlog:
             cutoff_ms=cutoff_ms,
             include_undated=wishes.include_undated,
             again=wishes.delete_metadata,
+            action=wishes.action,
         )
         plan = Plan(
             id=str(uuid.uuid4()),
             created_ms=now_ms,
             cutoff_ms=cutoff_ms,
-            action=Action.PURGE,
+            action=wishes.action,
             database_id=self._session.site.database_id,
             entity_rows=sum(found.rows.values()),
             limits=wishes.limits,
@@ -214,7 +270,7 @@ class _Backlog:
             "" if grace >= self._session.site.grace_ms else f" The grace period is shortened to {show_duration(grace)}."
         )
         totals = plan.totals
-        question = f"Purge {totals.due:,} locations for good?{shorter}"
+        question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations')}{shorter}"
         if not self._ask(question):
             raise Refused("The answer was no, and nothing was touched")
 
@@ -239,6 +295,7 @@ class _Backlog:
             concurrency=self._wishes.concurrency,
             dense=dense,
             others=places_beside(self._session, plan.due),
+            missing_rule=bucket_rules.missing(self._session.site, self._connected(), plan),
         )
         with Meter("Sweeping", len(plan.due)) as meter:
 
@@ -256,6 +313,7 @@ class _Backlog:
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
+        code = code or (_EXIT_FAILED if self._settled.problems else 0)
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
             render.print_json(render.report_document(plan, report, self._kept, code=code))

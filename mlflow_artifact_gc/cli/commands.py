@@ -137,11 +137,6 @@ def _require_database(uri: str | None) -> None:
         )
 
 
-def _refuse_later(action: str | None) -> None:
-    if action in ("hide", "tag"):
-        raise NotYetSupported(f"--action {action} is not part of this version yet: use --action purge")
-
-
 @click.command(
     epilog="""\b
 Example:
@@ -158,6 +153,17 @@ Example:
     type=click.Choice(["keep", "follow-run"]),
     help="Whether a logged model goes with its deleted run.  [default: keep]",
 )
+@click.option(
+    "--expiry-tag",
+    envvar="MLFLOW_ARTIFACT_GC_EXPIRY_TAG",
+    metavar="KEY=VALUE",
+    help="The tag that --action tag puts on objects.  [default: mlflow-artifact-gc=expired]",
+)
+@click.option(
+    "--full-tag-sets",
+    type=click.Choice(["leave", "purge"]),
+    help="What --action tag does to an object that has ten tags already.  [default: leave]",
+)
 @click.option("--check", is_flag=True, help="Only say whether our tables are current (exit 0 or 5).")
 @click.option("--adopt", is_flag=True, help="Take over the roots after the database was moved or restored.")
 @_format
@@ -166,7 +172,6 @@ def init(**options: Any) -> None:
 
     Run it again to upgrade the tables or to change settings; it says what it changed and never asks.
     """
-    _refuse_later(options["action"])
     _require_database(options["backend_store_uri"])
     with _importing():
         from mlflow_artifact_gc.cli import setting_up
@@ -241,7 +246,6 @@ def gc(**options: Any) -> None:
         raise NotYetSupported("--root belongs to --orphans, which is not part of this version yet")
     if options["workspace"] and options.pop("all_workspaces", False):
         raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
-    _refuse_later(options["action"])
     _require_database(options["backend_store_uri"] or options["tracking_uri"])
     with _importing():
         from mlflow_artifact_gc.cli import backlog
@@ -267,6 +271,35 @@ def status(**options: Any) -> None:
         from mlflow_artifact_gc.cli import standing
 
     standing.run(**options)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc undo --backend-store-uri sqlite:///mlflow.db --run-ids 3f0c1…,77aa0…
+  mlflow-artifact-gc undo --plan 0b9f6c0e-…
+"""
+)
+@_stores
+@click.option("--run-ids", type=_Ids(), default=(), help="What these runs have.")
+@click.option("--logged-model-ids", type=_Ids(), default=(), help="What these logged models have.")
+@click.option("--experiment-ids", type=_Ids(), default=(), help="What belongs to these experiments.")
+@click.option("--plan", "plan_id", metavar="ID", help="What this plan has hidden or tagged; 'gc' says its id.")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]")
+@_format
+def undo(**options: Any) -> None:
+    """Take back what was hidden or tagged, as far as the bucket's lifecycle rule has not removed it yet.
+
+    Removes exactly the delete markers that a hide wrote, or the expiry tag. What is taken back stays until it is
+    deleted again, or named in a 'gc'. What was purged is gone.
+    """
+    if not any(options[name] for name in ("run_ids", "logged_model_ids", "experiment_ids", "plan_id")):
+        raise UsageError("Nothing was named: give --run-ids, --logged-model-ids, --experiment-ids or --plan")
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import undoing
+
+    undoing.run(**options)
 
 
 @click.command(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
 
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.kept import Kept
-from mlflow_artifact_gc.model import Decision, Outcome, Plan, Reason, SweepResult, Verdict
+from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
+from mlflow_artifact_gc.restoring import Restored
 from mlflow_artifact_gc.sweeping import Report
 
 SCHEMA: Final = 1
@@ -141,6 +142,8 @@ REASON_WORDS: Final = {
     Reason.PROTECTED: "protected",
     Reason.NESTED: "nested",
     Reason.SWEPT_BEFORE: "swept before",
+    Reason.WAITING: "hidden or tagged",
+    Reason.UNDONE: "taken back",
     Reason.NOT_ON_S3: "not on S3",
     Reason.OTHER_SERVER: "of another server",
     Reason.UNREADABLE: "with an unreadable URI",
@@ -173,7 +176,15 @@ def result_document(result: SweepResult) -> dict[str, Any]:
     }
 
 
-_COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
+_COUNTS: Final = (
+    "deleted_objects",
+    "deleted_versions",
+    "deleted_markers",
+    "deleted_bytes",
+    "aborted_uploads",
+    "waiting_objects",
+    "waiting_bytes",
+)
 
 
 def report_document(plan: Plan, report: Report, kept: Kept, *, code: int) -> dict[str, Any]:
@@ -215,7 +226,7 @@ def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
 
 def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
     """What happened: each location that did not end as planned, and the sums of what left the buckets."""
-    notable = [result for result in results if result.outcome not in (Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED)]
+    notable = [result for result in results if result.outcome not in _QUIET]
     out.print("")
     if notable:
         grid = Grid("outcome", "what", "gone", "why", numbers=("gone",))
@@ -228,7 +239,11 @@ def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Se
         _show_table(out, grid, cut=len(notable) - _LINES)
     counts = Counter(result.outcome for result in results)
     sums = totals_document(results)
-    out.print(f"Swept {plural(counts[Outcome.SWEPT], 'location')}, each listed again and found empty.", style="bold")
+    for sentence in _waiting(results):
+        out.print(sentence, style="bold")
+    if counts[Outcome.SWEPT] or not counts[Outcome.WAITING]:
+        swept = plural(counts[Outcome.SWEPT], "location")
+        out.print(f"Swept {swept}, each listed again and found empty.", style="bold")
     out.print(f"Gone: {_gone(sums)} in {seconds:.1f} s.")
     rest = [f"{counts[outcome]:,} {word}" for outcome, word in _OUTCOME_WORDS.items() if counts[outcome]]
     if rest:
@@ -237,6 +252,24 @@ def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Se
         out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {plural(len(experiments), 'experiment')}.")
 
 
+def _waiting(results: Sequence[SweepResult]) -> Iterator[str]:
+    """What was hidden or tagged, a sentence for each action."""
+    for action, (done, then) in _WAITING_WORDS.items():
+        some = [one for one in results if one.outcome is Outcome.WAITING and one.action is action]
+        if some:
+            objects, size = sum(one.waiting_objects for one in some), sum(one.waiting_bytes for one in some)
+            much = f"{plural(objects, 'object')}, {show_size(size)}"
+            yield f"{done} {plural(len(some), 'location')} ({much}): {then}"
+
+
+_QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING})
+_WAITING_WORDS: Final = {
+    Action.HIDE: ("Hid", "the bucket's noncurrent rule removes them, and until then 'undo' brings them back."),
+    Action.TAG: (
+        "Tagged",
+        "the bucket's rule removes them after its next midnight (UTC); before, 'undo' keeps them.",
+    ),
+}
 _OUTCOME_WORDS: Final = {
     Outcome.EMPTY: "empty at first sight",
     Outcome.POSTPONED: "postponed",
@@ -260,6 +293,12 @@ def _gone(sums: Mapping[str, int]) -> str:
     if sums["aborted_uploads"]:
         parts.append(plural(sums["aborted_uploads"], "unfinished upload"))
     return f"{', '.join(parts)}, {show_size(sums['deleted_bytes'])}"
+
+
+def restored(one: Restored) -> str:
+    """What was taken back in one location, for a person."""
+    gone = f"; {plural(one.gone, 'object')} had been removed already" if one.gone else ""
+    return f"Taken back: {one.touched.entity}, {plural(one.back, 'object')}{gone}."
 
 
 def plural(count: int, word: str) -> str:

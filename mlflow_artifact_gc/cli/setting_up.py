@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mlflow_artifact_gc import agenda, database, inbox, journal, ownership, references, s3, schema
+from mlflow_artifact_gc import (
+    agenda,
+    bucket_rules,
+    database,
+    expiring,
+    inbox,
+    journal,
+    ownership,
+    references,
+    s3,
+    schema,
+)
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output
 from mlflow_artifact_gc.config import Settings
-from mlflow_artifact_gc.errors import RootRefused, TablesNotReady, UnreadableUri, UsageError
+from mlflow_artifact_gc.errors import Refused, RootRefused, StorageError, TablesNotReady
+from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Action, EntityKind, Tombstone
 from mlflow_artifact_gc.quantities import show_duration
@@ -25,7 +37,18 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 _DAY_MS: Final = 86_400_000
-_SHOWN: Final = ("grace_ms", "min_object_age_ms", "orphan_quarantine_ms", "action", "models", "artifacts_destination")
+_SHOWN: Final = (
+    "grace_ms",
+    "min_object_age_ms",
+    "orphan_quarantine_ms",
+    "action",
+    "models",
+    "artifacts_destination",
+    "expiry_tag",
+    "full_tag_sets",
+)
+_APPLY: Final = "Run 'mlflow-artifact-gc lifecycle apply'; until then nothing is tagged, and what is hidden stays."
+_VERBS: Final = {None: "purges", Action.PURGE: "purges", Action.HIDE: "hides", Action.TAG: "tags for expiry"}
 _UNSHOWN: Final = ("database_fingerprint", "registry_fingerprint", "updated_ms")
 _EXIT_NOT_CURRENT: Final = TablesNotReady.exit_code
 
@@ -38,6 +61,9 @@ def run(**options: Any) -> None:
         _check(engine, json_output=json_output)
         return
     readable_destination(options["artifacts_destination"])
+    if options["expiry_tag"] is not None:
+        Tag.parse(options["expiry_tag"])
+    rules = _rules(engine, options)
     registry = _registry_fingerprint(options["registry_store_uri"])
 
     def statements(connection: Connection) -> tuple[journal.Site | None, journal.Site]:
@@ -52,7 +78,7 @@ def run(**options: Any) -> None:
 
     before, after = database.written(engine, statements)
     adopted = _adopt(engine, after) if options["adopt"] else []
-    _tell(engine, before, after, adopted, json_output=json_output)
+    _tell(engine, before, after, adopted, rules, json_output=json_output)
 
 
 def _check(engine: Engine, *, json_output: bool) -> None:
@@ -65,13 +91,38 @@ def _check(engine: Engine, *, json_output: bool) -> None:
     sys.exit(0 if state is schema.SchemaState.CURRENT else _EXIT_NOT_CURRENT)
 
 
-def _require_readable(destination: str | None) -> None:
-    try:
-        Destination.parse(destination)
-    except UnreadableUri as error:
-        raise UsageError(
-            f"The artifacts destination cannot be read: {error}; expected for example s3://bucket/prefix"
-        ) from error
+def _rules(engine: Engine, options: dict[str, Any]) -> list[str]:
+    """What the buckets' own rules lack for the action that was asked for, a sentence each.
+
+    Raises:
+        Refused: a bucket cannot do its part of it.
+    """
+    action = Action(options["action"]) if options["action"] else None
+    if action not in (Action.TAG, Action.HIDE):
+        return []
+    tracked = references.TrackingDatabase.probe(engine, models_follow_run=False)
+    with database.reading(engine) as connection:
+        known = schema.state(connection) is schema.SchemaState.CURRENT
+        site = journal.read_site(connection) if known else None
+        destination = Destination.parse(
+            options["artifacts_destination"] or (site.artifacts_destination if site else None)
+        )
+        swept = journal.known_roots(connection) if known else []
+        roots = bucket_rules.roots([uri for uri, _ in swept], tracked.on(connection), destination)
+    tag = Tag.of_site(options["expiry_tag"] or (site.expiry_tag if site else None))
+    client = s3.connect(Settings.from_env().environ, threads=1)
+    lacking: list[str] = []
+    for bucket, prefixes in roots.items():
+        try:
+            examined = bucket_rules.examine(client, bucket, action=action, tag=tag, prefixes=prefixes)
+        except StorageError as error:
+            lacking.append(f"Its rules could not be read: {error}")
+            continue
+        if examined.impossible:
+            raise Refused(f"{examined.sentence} Nothing was changed: use another --action")
+        lacking.append(examined.sentence if examined.ready else f"{examined.sentence} {_APPLY}")
+        lacking += examined.warnings
+    return lacking
 
 
 def _registry_fingerprint(uri: str | None) -> str | None:
@@ -108,10 +159,25 @@ def _settings(
         min_object_age_ms=options["min_object_age"],
         orphan_quarantine_ms=options["orphan_quarantine"],
         action=Action(options["action"]) if options["action"] else None,
+        expiry_tag=_expiry_tag(connection, site, options["expiry_tag"]),
+        full_tag_sets=journal.FullTagSets(options["full_tag_sets"]) if options["full_tag_sets"] else None,
         models=journal.Models(options["models"]) if options["models"] else None,
         artifacts_destination=options["artifacts_destination"],
         registry_fingerprint=registry,
     )
+
+
+def _expiry_tag(connection: Connection, site: journal.Site, wanted: str | None) -> str | None:
+    """Raises Refused where objects carry another tag of ours: nobody could take it off again."""
+    if wanted is None or Tag.parse(wanted) == Tag.of_site(site.expiry_tag):
+        return wanted
+    tagged = expiring.sums(connection).get(Action.TAG)
+    if tagged:
+        raise Refused(
+            f"{tagged.locations:,} locations carry the tag {Tag.of_site(site.expiry_tag)}, and only by it can a "
+            "restore take it off again: wait until the bucket's rule has removed them, or take them back with 'undo'"
+        )
+    return wanted
 
 
 def _adopt(engine: Engine, site: journal.Site) -> list[tuple[str, int]]:
@@ -137,6 +203,7 @@ def _tell(
     before: journal.Site | None,
     after: journal.Site,
     adopted: list[tuple[str, int]],
+    rules: list[str],
     *,
     json_output: bool,
 ) -> None:
@@ -161,6 +228,7 @@ def _tell(
                 "waiting": dict(waiting),
                 "adopted": dict(adopted),
                 "registry_known": not registry_unknown,
+                "rules": rules,
             }
         )
         return
@@ -173,9 +241,12 @@ def _tell(
         out.print(f"  adopted: {uri} (epoch {epoch})")
     grace = show_duration(after.grace_ms)
     out.print(
-        f"From now on the worker beside 'mlflow server' purges what is deleted in MLflow more than {grace} ago, unless "
-        "something live needs it. (A server that was started before this package was installed has none: restart it.)"
+        f"From now on the worker beside 'mlflow server' {_VERBS[after.action]} what is deleted in MLflow more than "
+        f"{grace} ago, unless something live needs it. (A server that was started before this package was installed "
+        "has none: restart it.)"
     )
+    for sentence in rules:
+        out.print(sentence)
     if after.action is None:
         out.print("In buckets that keep versions it waits until 'init --action purge' says that all of them may go.")
     counts = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(waiting.items()))

@@ -447,7 +447,8 @@ def _refusal(what: str) -> Exception:
 
     # HTTP 409: what answers with 500, as an invalid state does, MLflow's client tries again until the sweep is over.
     refusal: Exception = MlflowException(
-        f"The artifacts of {what} are being purged at this moment, because it was deleted: they cannot be registered",
+        f"The artifacts of {what} are being removed, because it was deleted: they cannot be registered. If it is "
+        "needed after all, restore it and wait until what can be had back is back",
         error_code=RESOURCE_CONFLICT,
     )
     return refusal

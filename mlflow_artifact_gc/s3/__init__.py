@@ -15,6 +15,7 @@ from mlflow_artifact_gc.s3.lifecycle import Configuration
 from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
 from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
+from mlflow_artifact_gc.s3.tagging import MOST_TAGS, Tagged, add_tag, remove_tag
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client as S3Client
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARKER_NAME",
     "MOST_ENTRIES",
+    "MOST_TAGS",
     "PERMISSIONS",
     "Abort",
     "BucketPaused",
@@ -32,14 +34,17 @@ __all__ = [
     "ListingIncomplete",
     "Marker",
     "Permission",
+    "Tagged",
     "Transient",
     "Versioning",
     "abort_upload",
+    "add_tag",
     "bucket_versioning",
     "connect",
     "current",
     "delete",
     "endpoint_name",
+    "remove_tag",
     "uploads",
     "versions",
 ]

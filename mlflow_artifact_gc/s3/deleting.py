@@ -41,8 +41,8 @@ MOST_ENTRIES: Final = 1000
 
 _NOT_FOR_XML = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 """What XML 1.0 cannot hold, and the carriage return, which servers' parsers turn into a newline."""
-_DOT_SEGMENT = re.compile(r"(?:^|/)\.\.?(?:/|$)")
-_GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
+DOT_SEGMENT = re.compile(r"(?:^|/)\.\.?(?:/|$)")
+GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
 _MOST_SERVER_ERRORS: Final = 32
 """How many requests of one call may end in a server error, each after botocore's retries, before halving stops."""
 _NOT_FOUND: Final = 404
@@ -101,14 +101,14 @@ def abort_upload(client: S3Client, bucket: str, entry: Entry) -> Abort | Failure
     place = Place(endpoint_name(client), bucket, right("AbortMultipartUpload"))
     if entry.kind is not Kind.UPLOAD or entry.version_id is None:
         raise ValueError(f"{entry.kind} {entry.key!r} is no upload")
-    if _DOT_SEGMENT.search(entry.key):
-        return _dot_segment(entry.key, entry.version_id)
+    if DOT_SEGMENT.search(entry.key):
+        return dot_segment(entry.key, entry.version_id)
     try:
         client.abort_multipart_upload(Bucket=bucket, Key=entry.key, UploadId=entry.version_id)
     except S3_ERRORS as error:
         if isinstance(error, ClientError) and Answer.of(error).code == "NoSuchUpload":
             return Abort.GONE
-        failure = _failure_of(error, (entry.key, entry.version_id))
+        failure = failure_of(error, (entry.key, entry.version_id))
         if failure is None:
             raise translate(error, place) from error
         return failure
@@ -176,8 +176,8 @@ class _Deletion:
         if self._broken_off:
             return
         key, version = target
-        if _DOT_SEGMENT.search(key):
-            self.outcomes[target] = _dot_segment(key, version)
+        if DOT_SEGMENT.search(key):
+            self.outcomes[target] = dot_segment(key, version)
             return
         self.requests += 1
         try:
@@ -216,11 +216,11 @@ class _Deletion:
         self.many(targets[middle:])
 
     def _refused_one(self, target: _Target, error: Exception) -> None:
-        if isinstance(error, ClientError) and Answer.of(error).code in _GONE:
+        if isinstance(error, ClientError) and Answer.of(error).code in GONE:
             self.outcomes[target] = None
         elif answer_lost(error) and not isinstance(error, ClientError):
             return
-        elif (failure := _failure_of(error, target)) is not None:
+        elif (failure := failure_of(error, target)) is not None:
             self.outcomes[target] = failure
         else:
             self._break_off(error)
@@ -265,7 +265,7 @@ def match(
 
 
 def _row_failure(row: ErrorRow) -> _Outcome:
-    if row.code in _GONE:
+    if row.code in GONE:
         return None
     return Failure(
         key=row.key,
@@ -276,7 +276,7 @@ def _row_failure(row: ErrorRow) -> _Outcome:
     )
 
 
-def _failure_of(error: Exception, target: _Target) -> Failure | None:
+def failure_of(error: Exception, target: _Target) -> Failure | None:
     """The failure of a request about one key, or None where it is not about the key but about the whole bucket."""
     key, version = target
     if isinstance(error, ClientError):
@@ -296,7 +296,8 @@ def _failure(target: _Target, answer: Answer) -> Failure:
     return Failure(key=key, code=answer.code, message=answer.message, version_id=version, retryable=answer.retryable)
 
 
-def _dot_segment(key: str, version: str | None) -> Failure:
+def dot_segment(key: str, version: str | None) -> Failure:
+    """The failure of a key that cannot be named in a URL."""
     # A proxy, or urllib3 on the way to one, folds "a/../b" in a URL's path to "b": another key. A batch names its
     # keys in the body, where nothing folds them.
     message = "a key with a '.' or '..' segment is not put into a URL; remove this object by hand"

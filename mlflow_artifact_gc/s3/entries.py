@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     A NamedTuple, as there are hundreds of millions of them and a frozen dataclass takes three times as long to make.
     ``version_id`` is the upload id of an upload, "null" for a version without an id, and None in a listing that does
     not say (``current``). ``modified_ms`` None means that the server's date cannot be believed: such an entry is young.
+    ``hides``: a delete marker that is the latest of its key.
     """
 
     key: str
@@ -32,3 +33,4 @@ class Entry(NamedTuple):
     version_id: str | None
     size_bytes: int
     modified_ms: int | None
+    hides: bool = False

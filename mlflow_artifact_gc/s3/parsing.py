@@ -90,7 +90,7 @@ class Parsers:
         events = client.meta.events
         for operation, root in _ROOTS.items():
             events.register(f"before-parse.s3.{operation}", self._handler(root, _READERS.get(operation)))
-        for operation in ("DeleteObject", "AbortMultipartUpload"):
+        for operation in ("DeleteObject", "AbortMultipartUpload", "PutObjectTagging", "DeleteObjectTagging"):
             events.register(f"before-parse.s3.{operation}", refuse_a_body)
         for operation in ("ListObjectsV2", "ListObjectVersions"):
             # It asks for url encoding where the caller does not, and decodes + as a space whatever the server means.
@@ -192,6 +192,8 @@ _ROOTS: Final = {
     "DeleteObjects": "DeleteResult",
     # botocore parses it, but a proxy's page of HTML must not read as "versioning was never switched on".
     "GetBucketVersioning": "VersioningConfiguration",
+    # So must it not read as "no tags", which would then be all that is kept of them.
+    "GetObjectTagging": "Tagging",
 }
 _OTHER_ROOTS: Final = {"VersioningConfiguration": "GetBucketVersioningResponse"}  # moto's, for a bucket that has none
 
@@ -229,12 +231,17 @@ def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_
 
 
 def _version(fields: _Fields, key: str) -> Entry:
-    kind = Kind.CURRENT if fields.get("IsLatest", "").strip().lower() == "true" else Kind.NONCURRENT
+    kind = Kind.CURRENT if _is_latest(fields) else Kind.NONCURRENT
     return Entry(key, kind, fields.get("VersionId") or "null", _size(fields), _modified(fields.get("LastModified")))
 
 
 def _marker(fields: _Fields, key: str) -> Entry:
-    return Entry(key, Kind.MARKER, fields.get("VersionId") or "null", 0, _modified(fields.get("LastModified")))
+    modified_ms = _modified(fields.get("LastModified"))
+    return Entry(key, Kind.MARKER, fields.get("VersionId") or "null", 0, modified_ms, _is_latest(fields))
+
+
+def _is_latest(fields: _Fields) -> bool:
+    return fields.get("IsLatest", "").strip().lower() == "true"
 
 
 def _current(fields: _Fields, key: str) -> Entry:

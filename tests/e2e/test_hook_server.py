@@ -361,7 +361,7 @@ def test_what_the_refusal_says_over_rest(place: Place) -> None:
     _, said = _answer(place, "/api/2.0/mlflow/model-versions/create", body)
 
     assert said["error_code"] == "RESOURCE_CONFLICT"
-    assert f"run {run} are being purged at this moment" in said["message"]
+    assert f"run {run} are being removed" in said["message"]
 
 
 def test_a_client_that_uses_the_database_itself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

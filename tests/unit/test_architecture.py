@@ -34,10 +34,27 @@ LAYERS = (
         "agenda",
         "lease",
         "notices",
+        "hides",
+        "expiring",
         "metadata",
         "s3",
     },
-    {"bucket_rules", "fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
+    {
+        "bucket_rules",
+        "fence",
+        "ownership",
+        "surveying",
+        "acting",
+        "purging",
+        "hiding",
+        "tagging",
+        "batching",
+        "sweeping",
+        "session",
+        "kept",
+        "restoring",
+        "settling",
+    },
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
 )
@@ -247,7 +264,7 @@ def test_only_the_edges_read_the_clock() -> None:
 
 def test_only_those_who_wait_hold_a_stopwatch() -> None:
     """A monotonic clock measures budgets and delays, and decides nothing else."""
-    rooms = {"cli", "demo", "fence", "purging", "sweeping", "s3", "hook", "worker", "collecting"}
+    rooms = {"cli", "demo", "fence", "acting", "sweeping", "s3", "hook", "worker", "collecting"}
     assert _users_of(STOPWATCHES, rooms_allowed=rooms) == []
 
 

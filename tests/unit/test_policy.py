@@ -87,6 +87,8 @@ CASES = {
     "10 nested": Case(
         reason=Reason.NESTED, evidence="deleted run outer", found=Circumstances(nested_with="deleted run outer")
     ),
+    "11 hidden or tagged": Case(reason=Reason.WAITING, evidence="", found=Circumstances(waits=True)),
+    "12 taken back": Case(reason=Reason.UNDONE, evidence="", found=Circumstances(undone=True)),
 }
 
 

@@ -1,0 +1,249 @@
+"""Looks at what is hidden or tagged: what has gone is written down, and what is needed again is taken back.
+
+S3 removes what is tagged, or what was hidden, by itself and asks nobody. So whatever is restored, registered or kept
+meanwhile has to be taken back before that: at once when the worker hears of it, and at each run of ``gc``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mlflow_artifact_gc import agenda, database, expiring, notices, planning, processes, surveying
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, StorageError
+from mlflow_artifact_gc.expiring import Ending, Touched
+from mlflow_artifact_gc.expiry_tag import Tag
+from mlflow_artifact_gc.hides import CLOCKS_MS
+from mlflow_artifact_gc.journal import State
+from mlflow_artifact_gc.model import Decision, EntityKind, Reason
+from mlflow_artifact_gc.restoring import Restored, Restorer
+from mlflow_artifact_gc.session import chunks, decide
+
+if TYPE_CHECKING:
+    from mlflow_artifact_gc.locations import Location
+    from mlflow_artifact_gc.s3 import S3Client
+    from mlflow_artifact_gc.session import Session
+
+_logger = logging.getLogger("mlflow_artifact_gc.worker")
+
+_LEASE_MS: Final = 60_000
+_KEPT_MS: Final = 6 * 3_600_000
+
+
+class ClaimLost(ArtifactGcError):
+    """Another process has taken up this location meanwhile: it was left to that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """What was done: how many locations S3 has emptied, and what was taken back or could not be, and why."""
+
+    arrived: int = 0
+    restored: tuple[Restored, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True, slots=True)
+class Settler:
+    """Settles what is hidden or tagged, for one site.
+
+    ``grace_ms`` is when what was deleted anew comes up again.
+    """
+
+    session: Session
+    client: Callable[[], S3Client]
+    grace_ms: int
+    concurrency: int
+    stopped: Callable[[], bool]
+    _owner: str = field(default_factory=processes.identity)
+
+    def settle(self, *, everything: bool = False) -> Settled:
+        """Look at what has come up, or at ``everything`` that is hidden or tagged.
+
+        Raises:
+            DatabaseUnusable, ReferencesIncomplete: nothing was done.
+        """
+        with database.reading(self.session.engine) as connection:
+            now_ms = database.clock_ms(connection)
+            found = expiring.touched(connection, now_ms=now_ms, everything=everything)
+        if not found:
+            return Settled()
+        lines = {
+            line.location: line
+            for line in decide(self.session, [one.entity for one in found], now_ms - self.grace_ms)
+            if line.location
+        }
+        with self.session.tracked.reading() as tracking:
+            there = tracking.owners(one.entity.id for one in found if one.location not in lines)
+        endings = {
+            one.location: end
+            for one in found
+            if (end := self._ending(one, lines.get(one.location), there, now_ms)) is not None
+        }
+        settled = self.take_back([one for one in found if one.location in endings], endings)
+        waiting = [
+            one
+            for one in found
+            if one.location not in endings and one.state is State.WAITING and (one.look_ms or 0) <= now_ms
+        ]
+        return Settled(arrived=self._look(waiting), restored=settled.restored, problems=settled.problems)
+
+    def _ending(self, one: Touched, line: Decision | None, there: Mapping[str, str], now_ms: int) -> Ending | None:
+        """What becomes of it once it is taken back; None: it is garbage as before."""
+        if line is None:
+            # Without its row nobody can have restored it: it goes as it was to go.
+            return Ending(state=State.CANCELLED, detail="restored") if one.entity.id in there else None
+        if line.reason in (Reason.PROTECTED, Reason.NESTED):
+            return Ending(state=State.PENDING, look_ms=now_ms + _KEPT_MS, detail=agenda.KEPT + line.evidence)
+        again = line.deleted_ms is not None and line.deleted_ms > (one.deleted_ms or 0)
+        if again or one.seen_ms > one.acted_from_ms:
+            since_ms = max(line.deleted_ms or 0, one.since_ms)
+            return Ending(state=State.PENDING, look_ms=since_ms + self.grace_ms)
+        return None
+
+    # Taking back
+
+    def take_back(self, found: Sequence[Touched], endings: Mapping[Location, Ending]) -> Settled:
+        """Take back what was done to locations, each of which then ends as ``endings`` has it.
+
+        Raises:
+            DatabaseUnusable: what was taken back and not written down is taken back again.
+        """
+        if not found:
+            return Settled()
+        by_location = {one.location: one for one in found}
+        with database.writing(self.session.engine) as connection:
+            now_ms = database.clock_ms(connection)
+            until_ms = now_ms + _LEASE_MS
+            mine = expiring.claim(connection, list(by_location), owner=self._owner, now_ms=now_ms, until_ms=until_ms)
+        with database.reading(self.session.engine) as connection:
+            # As they are now that nobody else has them.
+            claimed = [one for one in expiring.claimed_by(connection, self._owner) if one.location in mine]
+        surveyor = surveying.Surveyor(self.client(), self.stopped)
+        busy = sorted(by_location.keys() - mine)
+        problems = [f"{location.uri}: another process is at work on it" for location in busy]
+        restored: list[Restored] = []
+        with ThreadPoolExecutor(self.concurrency) as executor, ThreadPoolExecutor(self.concurrency) as requests:
+            restorer = Restorer(
+                client=self.client(),
+                surveyor=surveyor,
+                tag=Tag.of_site(self.session.site.expiry_tag),
+                requests=requests,
+                keep=self._keep,
+            )
+            for one, done in zip(claimed, executor.map(lambda one: _tried(restorer, one), claimed), strict=True):
+                problem = self._note(one, done, endings[one.location])
+                if isinstance(done, Restored):
+                    restored.append(done)
+                if problem:
+                    problems.append(problem)
+                    _logger.error("Not taken back: %s", problem)
+        return Settled(restored=tuple(restored), problems=tuple(problems))
+
+    def _keep(self, location: Location) -> None:
+        with database.writing(self.session.engine) as connection:
+            until_ms = database.clock_ms(connection) + _LEASE_MS
+            if not expiring.renew(connection, location, owner=self._owner, until_ms=until_ms):
+                raise ClaimLost
+
+    def _note(self, one: Touched, done: Restored | ArtifactGcError, end: Ending) -> str:
+        why = _problem(one, done)
+        with database.writing(self.session.engine) as connection:
+            now_ms = database.clock_ms(connection)
+            if why:
+                expiring.try_again(connection, one.location, why, owner=self._owner, now_ms=now_ms)
+            else:
+                expiring.take_back(connection, one.location, end, owner=self._owner, now_ms=now_ms)
+        if isinstance(done, Restored) and one.entity.kind is EntityKind.RUN and not why:
+            told = notices.taken_back(
+                done.gone,
+                now_ms,
+                undone=end.undone_ms is not None,
+                holder=end.detail.removeprefix(agenda.KEPT) if end.detail.startswith(agenda.KEPT) else "",
+                until_ms=None if end.detail.startswith(agenda.KEPT) else end.look_ms,
+            )
+            with database.writing(self.session.engine) as connection:
+                notices.write(connection, {one.entity.id: told})
+        return why
+
+    # Looking
+
+    def _look(self, waiting: Sequence[Touched]) -> int:
+        """List again what waits: what is empty has gone, and what was written to since is garbage anew."""
+        acted = {one.location: one for one in waiting}
+        surveyor = surveying.Surveyor(self.client(), self.stopped) if waiting else None
+        arrived = 0
+        for chunk in chunks(list(acted)):
+            if surveyor is None or self.stopped():
+                break
+            tasks = planning.listing_tasks(tuple(chunk), frozenset())
+            found: dict[Location, surveying.Found] = {}
+            with ThreadPoolExecutor(self.concurrency) as executor:
+                for some in executor.map(lambda task: _remaining(surveyor, task), tasks):
+                    found |= some
+            arrived += self._note_looks(found, acted)
+        return arrived
+
+    def _note_looks(self, found: Mapping[Location, surveying.Found], acted: Mapping[Location, Touched]) -> int:
+        empty = [location for location, one in found.items() if one.empty]
+        with database.writing(self.session.engine) as connection:
+            now_ms = database.clock_ms(connection)
+            fresh = [
+                location
+                for location, one in found.items()
+                if not one.empty and one.objects and _written_since(one, acted[location])
+            ]
+            expiring.arrived(connection, empty, now_ms)
+            expiring.reopen(connection, fresh, grace_ms=self.grace_ms, now_ms=now_ms)
+            left = {location: _left(one) for location, one in found.items() if not one.empty and location not in fresh}
+            expiring.look_later(connection, left, now_ms)
+        runs = {
+            acted[location].entity.id: notices.arrived(acted[location].objects, acted[location].size_bytes, now_ms)
+            for location in empty
+            if acted[location].entity.kind is EntityKind.RUN
+        }
+        with database.writing(self.session.engine) as connection:
+            notices.write(connection, runs)
+        return len(empty)
+
+
+def _written_since(found: surveying.Found, one: Touched) -> bool:
+    """Whether a current object came after the last sweep; on some servers a tag moves an object's date."""
+    return found.youngest_current_ms is not None and found.youngest_current_ms > one.acted_ms + CLOCKS_MS
+
+
+def _left(found: surveying.Found) -> str:
+    parts = [
+        (found.objects, "objects"),
+        (found.versions, "noncurrent versions"),
+        (found.markers, "delete markers"),
+        (len(found.uploads), "unfinished uploads"),
+    ]
+    words = ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    return f"still there at the last look: {words}; the bucket's lifecycle rule removes them"
+
+
+def _tried(restorer: Restorer, one: Touched) -> Restored | ArtifactGcError:
+    try:
+        return restorer.restore(one)
+    except (StorageError, ClaimLost, DatabaseUnusable) as error:
+        return error
+
+
+def _problem(one: Touched, done: Restored | ArtifactGcError) -> str:
+    if isinstance(done, ArtifactGcError):
+        return f"{one.location.uri}: {done}"
+    if done.complete:
+        return ""
+    first = f", {done.failures[0].key!r} with {done.failures[0].code}" if done.failures else ""
+    return f"{one.location.uri}: {len(done.failures) + done.unknown:,} objects could not be taken back{first}"
+
+
+def _remaining(surveyor: surveying.Surveyor, task: planning.ListingTask) -> Mapping[Location, surveying.Found]:
+    try:
+        return surveyor.remaining(task)
+    except (StorageError, surveying.Stopped):
+        return {}
