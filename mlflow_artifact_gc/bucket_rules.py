@@ -7,12 +7,13 @@ and compared, and only then enabled; and a configuration is only ever written ri
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import s3
+from mlflow_artifact_gc import journal, policy, s3
 from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
 from mlflow_artifact_gc.lifecycle import (
     MOST_ROOTS,
@@ -26,13 +27,18 @@ from mlflow_artifact_gc.lifecycle import (
     disabled,
     find,
     merged,
+    outermost,
 )
+from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Action
 from mlflow_artifact_gc.s3 import Configuration, Versioning
 from mlflow_artifact_gc.s3 import lifecycle as configurations
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from mlflow_artifact_gc.expiry_tag import Tag
+    from mlflow_artifact_gc.references import Tracking
     from mlflow_artifact_gc.s3 import S3Client
 
 _SETTLING_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -107,6 +113,21 @@ class Examined:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know, a sentence each."""
         return (*self.finding.warnings, *_hints(self))
+
+
+def roots(connection: Connection, tracking: Tracking, destination: Destination) -> dict[str, tuple[str, ...]]:
+    """The prefixes of all roots of a database, by bucket: those that its rows tell, and those that were swept under."""
+    found = {Location.parse(uri, Destination()) for uri, _ in journal.known_roots(connection)}
+    if destination.root:
+        found.add(destination.root)
+    for uri, experiment_id, workspace in tracking.experiment_places():
+        root = policy.root_of_experiment(uri, experiment_id, workspace, destination)
+        if root:
+            found.add(root)
+    by_bucket: defaultdict[str, list[str]] = defaultdict(list)
+    for root in found:
+        by_bucket[root.bucket].append(root.prefix)
+    return {bucket: outermost(prefixes) for bucket, prefixes in sorted(by_bucket.items())}
 
 
 def examine(
