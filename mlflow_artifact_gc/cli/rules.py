@@ -109,12 +109,14 @@ def _read(
             raise UsageError("The site's action relies on no bucket rules: give --action tag or --action hide")
         if noncurrent_days is not None and chosen is not Action.HIDE:
             raise UsageError("--noncurrent-days belongs to --action hide; what is tagged goes after 1 day")
-        destination = readable_destination(artifacts_destination or site.artifacts_destination)
-        follow_run = site.models is journal.Models.FOLLOW_RUN
-        tracking = TrackingDatabase.probe(engine, models_follow_run=follow_run).on(connection)
+        moved = site.database_fingerprint != database.fingerprint(connection)
+    destination = readable_destination(artifacts_destination or site.artifacts_destination)
+    # After that reading has ended: on SQLite they take turns.
+    tracked = TrackingDatabase.probe(engine, models_follow_run=site.models is journal.Models.FOLLOW_RUN)
+    with database.reading(engine) as connection:
+        tracking = tracked.on(connection)
         roots = bucket_rules.roots(connection, tracking, destination)
         proxied = _behind_an_unknown_proxy(tracking.experiment_uris(), destination)
-        moved = site.database_fingerprint != database.fingerprint(connection)
     if missing := [bucket for bucket in buckets if bucket not in roots]:
         raise UsageError(
             f"No root of this database is in the bucket {missing[0]!r}; its roots are in: {', '.join(roots) or 'none'}"
