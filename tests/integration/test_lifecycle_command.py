@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.command import init, run
-from tests.servers import make_bucket, s3_client
+from tests.servers import make_bucket
 from tests.site import Site
 
 if TYPE_CHECKING:
@@ -193,4 +193,3 @@ def test_the_sites_action_and_tag_count(site: Site) -> None:
     assert (done.code, done.json["tag"]) == (0, "team=gone")
     filters = [rule["Filter"] for rule in rules(site)]
     assert {"And": {"Prefix": "mlruns/", "Tags": [{"Key": "team", "Value": "gone"}]}} in filters
-    assert s3_client(site.s3) is site.client
