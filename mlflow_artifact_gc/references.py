@@ -404,6 +404,12 @@ class Tracking:
         query = sa.select(self._experiments.c.artifact_location, self._workspace)
         return [(uri, workspace) for uri, workspace in self._connection.execute(query) if uri]
 
+    def experiment_places(self) -> list[tuple[str, str, str]]:
+        """Every experiment's ``artifact_location``, id and workspace, live or deleted."""
+        columns = self._experiments.c
+        query = sa.select(columns.artifact_location, columns.experiment_id, self._workspace)
+        return [(uri, str(id_), workspace) for uri, id_, workspace in self._connection.execute(query) if uri]
+
     def left_of(self, experiment_id: str) -> list[Entity]:
         """Whose rows, live or deleted, an experiment still has; of traces those that have artifacts."""
         found: list[Entity] = []

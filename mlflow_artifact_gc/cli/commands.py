@@ -106,26 +106,28 @@ _format = click.option(
     is_eager=True,
     help="A table for people, or JSON with a schema number.",
 )
+_backend = click.option(
+    "--backend-store-uri",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    metavar="URI",
+    help="The tracking database, as 'mlflow server' has it.",
+)
+_destination = click.option(
+    "--artifacts-destination",
+    envvar="MLFLOW_ARTIFACTS_DESTINATION",
+    metavar="URI",
+    callback=lambda _context, _option, uri: without_secrets(uri) if uri else uri,
+    help="Where the server's artifact proxy keeps its objects, as 'mlflow server' has it.",
+)
 _stores = _with(
-    click.option(
-        "--backend-store-uri",
-        envvar="MLFLOW_BACKEND_STORE_URI",
-        metavar="URI",
-        help="The tracking database, as 'mlflow server' has it.",
-    ),
+    _backend,
     click.option(
         "--registry-store-uri",
         envvar="MLFLOW_REGISTRY_STORE_URI",
         metavar="URI",
         help="The model registry's database, where it is another one.",
     ),
-    click.option(
-        "--artifacts-destination",
-        envvar="MLFLOW_ARTIFACTS_DESTINATION",
-        metavar="URI",
-        callback=lambda _context, _option, uri: without_secrets(uri) if uri else uri,
-        help="Where the server's artifact proxy keeps its objects, as 'mlflow server' has it.",
-    ),
+    _destination,
 )
 
 
@@ -341,3 +343,60 @@ def demo(*, no_wait: bool) -> None:
     from mlflow_artifact_gc.demo import story
 
     story.run(wait=not no_wait)
+
+
+@click.group()
+def lifecycle() -> None:
+    """The lifecycle rules of buckets that the actions 'tag' and 'hide' rely on: look at them, or write them."""
+
+
+_wish = _with(
+    _backend,
+    _destination,
+    click.option("--action", type=click.Choice(["tag", "hide"]), help="Which rules.  [default: the site's action]"),
+    click.option("--bucket", "buckets", multiple=True, metavar="NAME", help="Only this bucket; may be repeated."),
+    click.option(
+        "--noncurrent-days",
+        type=click.IntRange(1, 36_500),
+        help="With 'hide': for how long it can be undone.  [default: as it is there, else 7]",
+    ),
+)
+
+
+@lifecycle.command(
+    epilog="""\b
+Example:
+  mlflow-artifact-gc lifecycle show --backend-store-uri sqlite:///mlflow.db --action tag
+"""
+)
+@_wish
+@_format
+def show(**options: Any) -> None:
+    """Say for each bucket whether its rules do what the action relies on, and what is missing. Writes nothing."""
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import rules
+
+    rules.show(**options)
+
+
+@lifecycle.command(
+    epilog="""\b
+Example:
+  mlflow-artifact-gc lifecycle apply --backend-store-uri sqlite:///mlflow.db --action tag --bucket artifacts
+"""
+)
+@_wish
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@_format
+def apply(**options: Any) -> None:
+    """Write the rules that are missing, beside those that are there, and read them back.
+
+    Rules of others are never changed. Ours are written disabled first, compared, and only then enabled; if the server
+    does not keep them as they are, what was there before is put back.
+    """
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import rules
+
+    rules.apply(**options)

@@ -5,6 +5,7 @@ A terminal gets rich's rendering; files and pipes get lines that can be searched
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -123,3 +124,16 @@ class Meter:
             self._bar.console.print(text)
         else:
             click.echo(text, err=True)
+
+
+def ask(question: str, *, err: bool) -> bool:
+    """Whether the person at the terminal says yes; ``err``: the question goes to standard error.
+
+    Ctrl-C means no, at once.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        click.echo(f"{question} [y/N]: ", nl=False, err=err)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    finally:
+        signal.signal(signal.SIGINT, before)

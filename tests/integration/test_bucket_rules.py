@@ -77,7 +77,7 @@ def test_rules_are_written_beside_any_of_others(
     client.meta.events.register("before-call.s3.PutBucketLifecycleConfiguration", lambda **_context: puts.append("put"))
 
     @seed(SEED)
-    @settings(deadline=None, database=None, max_examples=20, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, database=None, max_examples=12, suppress_health_check=list(HealthCheck))
     @given(configurations(**KEPT[fixture]))
     def check(others: list[dict[str, Any]]) -> None:
         put(server, bucket, others)

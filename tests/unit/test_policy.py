@@ -28,6 +28,7 @@ from mlflow_artifact_gc.policy import (
     place_of,
     require_within_brakes,
     root_of,
+    root_of_experiment,
 )
 
 RUN_ID = "0123456789abcdef" * 2
@@ -320,6 +321,29 @@ def test_a_root_is_the_longest_that_is_known(
     location = Location.of_key("bucket", f"{path}/{RUN_ID}/artifacts".removeprefix("/"))
 
     assert Location("bucket", prefix) == root_of(location, mark, Destination.parse(destination))
+
+
+@pytest.mark.parametrize(
+    ("uri", "id_", "workspace", "prefix"),
+    [
+        ("s3://bucket/root/7", "7", "default", "root/"),
+        ("s3://bucket/root/7", "8", "default", "root/7/"),
+        ("s3://bucket/7", "7", "default", ""),
+        ("s3://bucket/own/place/", "7", "default", "own/place/"),
+        ("s3://bucket/root/workspaces/team/7", "7", "team", "root/"),
+        ("mlflow-artifacts:/7", "7", "default", "proxied/"),
+        ("mlflow-artifacts://other.host/7", "7", "default", None),
+        ("s3a://bucket/root/7", "7", "default", None),
+        ("/srv/mlruns/7", "7", "default", None),
+        ("s3:", "7", "default", None),
+        ("s3://bucket/../7", "7", "default", None),
+    ],
+)
+def test_an_experiments_location_tells_the_root(uri: str, id_: str, workspace: str, prefix: str | None) -> None:
+    """The same as for a location in it: what is above an id, or the place that somebody chose."""
+    found = root_of_experiment(uri, id_, workspace, Destination.parse("s3://bucket/proxied"))
+
+    assert found == (None if prefix is None else Location("bucket", prefix))
 
 
 @pytest.mark.parametrize(("kind", "folder"), [(EntityKind.LOGGED_MODEL, "models"), (EntityKind.TRACE, "traces")])

@@ -41,9 +41,10 @@ def _rows(title: str) -> list[list[str]]:
 
 def _options() -> Iterator[tuple[str, str]]:
     for name, command in cli.main.commands.items():
-        for parameter in command.params:
-            if isinstance(parameter, click.Option) and not parameter.hidden:
-                yield from ((name, option) for option in parameter.opts)
+        for one in command.commands.values() if isinstance(command, click.Group) else (command,):
+            for parameter in one.params:
+                if isinstance(parameter, click.Option) and not parameter.hidden:
+                    yield from ((name, option) for option in parameter.opts)
 
 
 @cache
