@@ -18,7 +18,7 @@ import click
 
 from mlflow_artifact_gc import bucket_rules, database, kept, planning, s3, settling, surveying, sweeping
 from mlflow_artifact_gc.cli import render
-from mlflow_artifact_gc.cli.output import Meter, Output
+from mlflow_artifact_gc.cli.output import Meter, Output, ask
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import Refused
 from mlflow_artifact_gc.lifecycle import as_json
@@ -136,7 +136,7 @@ class _Backlog:
                     render.print_json(render.report_document(plan, sweeping.Report(results=()), self._kept, code=0))
                 return 0
             require_within_brakes(plan)
-            self._require_fit_buckets(plan, ask=not yes and sys.stdin.isatty())
+            self._require_fit_buckets(plan, asks=not yes and sys.stdin.isatty())
             if not yes:
                 self._confirm(plan)
             report = self._sweep(plan, dense, deadline_s)
@@ -158,7 +158,7 @@ class _Backlog:
         for problem in self._settled.problems:
             click.echo(f"Not taken back: {problem}", err=True)
 
-    def _require_fit_buckets(self, plan: Plan, *, ask: bool) -> None:
+    def _require_fit_buckets(self, plan: Plan, *, asks: bool) -> None:
         """The buckets' own rules do the rest of a hide or tag: whether they would.
 
         Raises:
@@ -172,9 +172,9 @@ class _Backlog:
                 self._out.print(examined.sentence)
             if examined.ready:
                 continue
-            if ask and examined.rules:
+            if asks and examined.rules:
                 self._out.print(json.dumps(as_json(examined.rules), indent=2))
-                if self._ask(f"Write these rules to bucket {examined.bucket!r} now?"):
+                if ask(f"Write these rules to bucket {examined.bucket!r} now?", err=self._json):
                     bucket_rules.apply(self._connected(), examined)
                     continue
             if plan.action is Action.TAG or examined.impossible:
@@ -271,17 +271,8 @@ class _Backlog:
         )
         totals = plan.totals
         question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations')}{shorter}"
-        if not self._ask(question):
+        if not ask(question, err=self._json):
             raise Refused("The answer was no, and nothing was touched")
-
-    def _ask(self, question: str) -> bool:
-        # At the question Ctrl-C means no, at once: nothing is under way that would have to end.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            click.echo(f"{question} [y/N]: ", nl=False, err=self._json)
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     # Sweeping
 

@@ -29,7 +29,6 @@ PERMISSIONS: Final = (
     ),
     Permission("AbortMultipartUpload", "s3:AbortMultipartUpload", "to end unfinished uploads", on_objects=True),
     Permission("GetObject", "s3:GetObject", "to read the marker object of a root", on_objects=True),
-    Permission("GetObjectTagging", "s3:GetObjectTagging", "to keep an object's own tags (action tag)", on_objects=True),
     Permission("PutObjectTagging", "s3:PutObjectTagging", "to tag an object for expiry", on_objects=True),
     Permission("DeleteObjectTagging", "s3:DeleteObjectTagging", "to take its only tag off again", on_objects=True),
     Permission("GetObjectTaggingVersion", "s3:GetObjectVersionTagging", "the same of a version", on_objects=True),

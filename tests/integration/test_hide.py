@@ -185,7 +185,7 @@ def test_what_has_gone_is_written_down(site: Site) -> None:
     assert intents(site, "state", "deleted_objects", "deleted_bytes", "waiting_objects") == [("swept", 2, 20, 0)]
     assert tags(site, dead)["artifact_gc.status"].startswith("purged by ")
     assert undo(site, "--run-ids", dead, expect=2)["error"] == (
-        f"Error: Nothing of that is hidden or tagged: run {dead} was purged or removed, and that is for good\n"
+        f"Nothing of that is hidden or tagged: run {dead} was purged or removed, and that is for good"
     )
 
 
