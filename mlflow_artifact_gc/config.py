@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mlflow_artifact_gc.errors import UsageError
+from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.model import Action
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
@@ -29,6 +30,7 @@ class Settings:
     max_objects: int | None = None
     max_share: float | None = None
     action: Action | None = None
+    expiry_tag: str | None = None
     poll_ms: int | None = None
     worker: str | None = None
 
@@ -45,6 +47,7 @@ class Settings:
             max_objects=_read(found, "MAX_OBJECTS", _between(int, 0, 2**63)),
             max_share=_read(found, "MAX_SHARE", _between(float, 0, 1)),
             action=_read(found, "ACTION", _action),
+            expiry_tag=_read(found, "EXPIRY_TAG", _tag),
             poll_ms=_read(found, "POLL", _poll),
             worker=_read(found, "WORKER", _worker),
         )
@@ -125,6 +128,10 @@ def _read(environ: Mapping[str, str], name: str, parse: Callable[[str], _T]) -> 
         raise UsageError(f"{PREFIX}{name}: {error}") from error
     except ValueError as error:
         raise UsageError(f"{PREFIX}{name}={text!r} is not a number") from error
+
+
+def _tag(text: str) -> str:
+    return str(Tag.parse(text))
 
 
 def never_harsher(site: Action | None, own: Action | None) -> Action | None:

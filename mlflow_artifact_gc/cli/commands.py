@@ -157,7 +157,6 @@ Example:
 )
 @click.option(
     "--expiry-tag",
-    envvar="MLFLOW_ARTIFACT_GC_EXPIRY_TAG",
     metavar="KEY=VALUE",
     help="The tag that --action tag puts on objects.  [default: mlflow-artifact-gc=expired]",
 )

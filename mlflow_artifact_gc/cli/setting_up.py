@@ -61,6 +61,7 @@ def run(**options: Any) -> None:
         _check(engine, json_output=json_output)
         return
     readable_destination(options["artifacts_destination"])
+    options["expiry_tag"] = options["expiry_tag"] or Settings.from_env().expiry_tag
     if options["expiry_tag"] is not None:
         Tag.parse(options["expiry_tag"])
     rules = _rules(engine, options)

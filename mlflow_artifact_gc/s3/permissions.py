@@ -29,11 +29,6 @@ PERMISSIONS: Final = (
     ),
     Permission("AbortMultipartUpload", "s3:AbortMultipartUpload", "to end unfinished uploads", on_objects=True),
     Permission("GetObject", "s3:GetObject", "to read the marker object of a root", on_objects=True),
-    Permission("PutObjectTagging", "s3:PutObjectTagging", "to tag an object for expiry", on_objects=True),
-    Permission("DeleteObjectTagging", "s3:DeleteObjectTagging", "to take its only tag off again", on_objects=True),
-    Permission("GetObjectTaggingVersion", "s3:GetObjectVersionTagging", "the same of a version", on_objects=True),
-    Permission("PutObjectTaggingVersion", "s3:PutObjectVersionTagging", "the same of a version", on_objects=True),
-    Permission("DeleteObjectTaggingVersion", "s3:DeleteObjectVersionTagging", "the same of a version", on_objects=True),
     Permission("PutObject", "s3:PutObject", "to write the marker object of a root", on_objects=True),
     Permission(
         "GetBucketLifecycleConfiguration",
@@ -48,6 +43,11 @@ PERMISSIONS: Final = (
     Permission(
         "GetObjectTagging", "s3:GetObjectTagging", "to keep an object's own tags when it is tagged", on_objects=True
     ),
+    Permission("PutObjectTagging", "s3:PutObjectTagging", "to tag an object for expiry", on_objects=True),
+    Permission("DeleteObjectTagging", "s3:DeleteObjectTagging", "to take its only tag off again", on_objects=True),
+    Permission("GetObjectTaggingVersion", "s3:GetObjectVersionTagging", "the same of a version", on_objects=True),
+    Permission("PutObjectTaggingVersion", "s3:PutObjectVersionTagging", "the same of a version", on_objects=True),
+    Permission("DeleteObjectTaggingVersion", "s3:DeleteObjectVersionTagging", "the same of a version", on_objects=True),
 )
 """DeleteObjects takes the rights of DeleteObject, or of DeleteObjectVersion where it names versions."""
 

@@ -147,7 +147,7 @@ def test_a_location_is_not_begun_with_references_that_are_older_than_a_minute(
     init(site)
     before = site.snapshot()
     # Nothing that was read counts as fresh: as if each request had taken more than a minute.
-    monkeypatch.setattr("mlflow_artifact_gc.purging._FRESH_S", 0.0)
+    monkeypatch.setattr("mlflow_artifact_gc.acting._FRESH_S", 0.0)
     delete, registered = s3.delete, threading.Event()
 
     def delete_then_register(*arguments: Any, **more: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_artifact_gc import purging, s3
+from mlflow_artifact_gc import acting, s3
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.ownership import Roots
 from mlflow_artifact_gc.purging import Purger
@@ -60,8 +60,8 @@ def markers(site: Site) -> set[str]:
 
 def test_a_look_that_is_older_than_a_minute_is_made_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written after a look that has grown old keeps its location: a new object does not go by an old age."""
-    monkeypatch.setattr(purging, "_AGE_MARGIN_MS", 0)
-    monkeypatch.setattr(purging, "_FRESH_S", 0.0)
+    monkeypatch.setattr(acting, "AGE_MARGIN_MS", 0)
+    monkeypatch.setattr(acting, "_FRESH_S", 0.0)
     deleted = deleted_run(site, n_objects=1)
     (key,) = site.snapshot().keys
     time.sleep(3)
@@ -81,7 +81,7 @@ def test_a_look_that_is_older_than_a_minute_is_made_again(site: Site, monkeypatc
 
 def test_a_look_is_not_made_again_in_its_first_minute(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes the test above: with a fresh look the location goes, so it was the second look that kept it."""
-    monkeypatch.setattr(purging, "_AGE_MARGIN_MS", 0)
+    monkeypatch.setattr(acting, "AGE_MARGIN_MS", 0)
     deleted = deleted_run(site, n_objects=1)
     time.sleep(3)
     looks: list[object] = []
@@ -260,8 +260,8 @@ def test_what_appears_under_an_unproven_root_stays(site: Site, monkeypatch: pyte
         site.client.put_object(Bucket=site.bucket, Key=key, Body=b"x")
 
     if moment == "before the second look":
-        monkeypatch.setattr(purging, "_FRESH_S", 0.0)
-        acted = once_before(monkeypatch, Purger, "purge", write)
+        monkeypatch.setattr(acting, "_FRESH_S", 0.0)
+        acted = once_before(monkeypatch, Purger, "act", write)
     else:
         acted = once_before(monkeypatch, Surveyor, "remaining", write)
     report = gc(site, expect=1)

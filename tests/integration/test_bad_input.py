@@ -625,10 +625,6 @@ def test_a_bad_value(option: str, text: str, says: str, sqlite_uri: str) -> None
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("gc", "--action", "hide"),
-        ("gc", "--action", "tag"),
-        ("init", "--action", "hide"),
-        ("init", "--action", "tag"),
         ("gc", "--orphans"),
         ("gc", "--own-roots"),
         ("gc", "--partial"),
@@ -915,7 +911,8 @@ def test_the_share_brake(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) ->
         ("MAX_OBJECTS", "1e3"),
         ("MAX_OBJECTS", "-1"),
         ("MAX_SHARE", "half"),
-        ("ACTION", "hide"),
+        ("ACTION", "burn"),
+        ("EXPIRY_TAG", "gone"),
     ],
 )
 def test_variables_that_cannot_be_read(

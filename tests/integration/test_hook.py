@@ -532,7 +532,7 @@ class TestWhatIsBeingSwept:
         hooked.intent("run", run, "sweeping", _FUTURE_MS)
         hooked.taken()
         before = hooked.rows()
-        with pytest.raises(MlflowException, match=f"run {run} are being purged") as refused:
+        with pytest.raises(MlflowException, match=f"run {run} are being removed") as refused:
             hooked.registry.create_model_version(name, source)
         after, noted = hooked.rows(), hooked.noted()
         hooked.registry.create_model_version(name, other)
@@ -547,7 +547,7 @@ class TestWhatIsBeingSwept:
 
         name, model = _model_name(hooked), hooked.model(hooked.experiment())
         hooked.intent("logged_model", model, "sweeping", _FUTURE_MS)
-        with pytest.raises(MlflowException, match=f"logged model {model} are being purged"):
+        with pytest.raises(MlflowException, match=f"logged model {model} are being removed"):
             hooked.registry.create_model_version(name, f"models:/{model}")
 
     @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_page_of_versions_says_all() -> None:
     assert (
         Entry("p/a", Kind.CURRENT, "v1", 10, MODIFIED_MS + 678),
         Entry("p/a", Kind.NONCURRENT, "null", 100, MODIFIED_MS),
-        Entry("p/b", Kind.MARKER, "v2", 0, MODIFIED_MS),
+        Entry("p/b", Kind.MARKER, "v2", 0, MODIFIED_MS, hides=True),
     ) == page.entries
     assert (page.truncated, page.next_key, page.next_id) == (True, "p/b", "v2")
 
