@@ -23,6 +23,8 @@ from mlflow_artifact_gc.tables import intents
 
 _DETAIL: Final = 1000
 _IN_LIMIT: Final = 500
+STUCK: Final = "not taken back: "
+"""How the detail of an intent begins that is needed again, and of which something is still hidden or tagged."""
 _AGAIN_MS: Final = 5 * 60_000
 """What could not be taken back is tried again so much later."""
 
@@ -173,7 +175,7 @@ def take_back(connection: Connection, location: Location, end: Ending, *, owner:
 
 def try_again(connection: Connection, location: Location, why: str, *, owner: str, now_ms: int) -> None:
     """It could not be taken back, or not all of it."""
-    _end(connection, location, owner, {"look_ms": now_ms + _AGAIN_MS, "detail": why[:_DETAIL]})
+    _end(connection, location, owner, {"look_ms": now_ms + _AGAIN_MS, "detail": f"{STUCK}{why}"[:_DETAIL]})
 
 
 def _end(connection: Connection, location: Location, owner: str, values: dict[str, Any]) -> None:
@@ -226,6 +228,12 @@ def reopen(connection: Connection, locations: Iterable[Location], *, grace_ms: i
             "detail": "written to after it was hidden or tagged",
         }
         connection.execute(intents.update().where(waits).values(**values), rows)
+
+
+def stuck(connection: Connection) -> list[str]:
+    """Why something that is needed again could not be taken back, a text for each location."""
+    query = sa.select(intents.c.detail).where(_TOUCHED, intents.c.detail.like(f"{STUCK}%")).order_by(intents.c.id)
+    return [detail.removeprefix(STUCK) for detail in connection.scalars(query)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

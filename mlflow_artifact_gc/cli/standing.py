@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import agenda, database, journal, kept, lease
+from mlflow_artifact_gc import agenda, database, expiring, journal, kept, lease
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.locations import Location
-from mlflow_artifact_gc.model import Decision, Reason
+from mlflow_artifact_gc.model import Action, Decision, Reason
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.quantities import show_duration, show_instant, show_size
 from mlflow_artifact_gc.session import Reading, open_session, read
 
 _EXAMPLES: Final = 20
+_WAITING_WORDS: Final = {Action.PURGE: "Purged", Action.HIDE: "Hidden", Action.TAG: "Tagged for expiry"}
 
 
 def run(*, output: str, **options: Any) -> None:
@@ -29,8 +30,10 @@ def run(*, output: str, **options: Any) -> None:
         held, workers = agenda.held_back(connection), lease.standing(connection)
         seen_ms, troubled = agenda.first_seen(connection), agenda.troubled(connection)
         lost = agenda.lost(connection)
+        waiting, stuck = expiring.sums(connection), expiring.stuck(connection)
     cutoff_ms = now_ms - session.site.grace_ms
-    found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
+    # What waits for S3 is nothing that the worker would purge.
+    found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False, action=Action.TAG)
     found = replace(found, decisions=tuple(_by_the_later_date(line, seen_ms, cutoff_ms) for line in found.decisions))
     state = _State(
         site=session.site,
@@ -43,6 +46,8 @@ def run(*, output: str, **options: Any) -> None:
         workers=workers,
         troubled=troubled,
         lost=lost,
+        waiting=waiting,
+        stuck=stuck,
     )
     if output == "json":
         render.print_json({"command": "status", **_document(state)})
@@ -64,6 +69,8 @@ class _State:
     workers: lease.Standing
     troubled: list[tuple[str, int]]
     lost: int
+    waiting: Mapping[Action, expiring.Waiting]
+    stuck: list[str]
 
     @property
     def worker_lives(self) -> bool:
@@ -112,6 +119,11 @@ def _document(state: _State) -> dict[str, Any]:
             "troubled": [{"locations": count, "why": why} for why, count in state.troubled],
         },
         "lost": state.lost,
+        "waiting": {
+            action.value: {"locations": one.locations, "objects": one.objects, "bytes": one.size_bytes}
+            for action, one in state.waiting.items()
+        },
+        "not_taken_back": state.stuck,
     }
 
 
@@ -157,6 +169,15 @@ def _kept_lines(state: _State, counts: Counter[Reason]) -> Iterator[str]:
     ]
     if rest:
         yield f"Kept: {', '.join(rest)}."
+    for action, one in state.waiting.items():
+        much = f"{render.plural(one.locations, 'location')}, {render.plural(one.objects, 'object')}"
+        size = show_size(one.size_bytes)
+        yield f"{_WAITING_WORDS[action]}: {much}, {size}; the bucket's lifecycle rule removes them."
+    if state.stuck:
+        yield (
+            f"Needed again, and not taken back yet: {render.plural(len(state.stuck), 'location')}; the first one: "
+            f"{state.stuck[0].rstrip('.')}. Before the bucket's rule acts: run 'gc' or 'undo'."
+        )
     if state.kept.models:
         yield render.kept_models(state.kept)
     if state.lost:

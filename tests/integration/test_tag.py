@@ -67,6 +67,8 @@ def test_what_is_tagged_goes_by_the_rule_and_the_others_stay(site: Site, seaweed
         ("waiting", "tag", 2, 20, 0)
     ]
     assert tags(site, dead)["artifact_gc.status"].startswith("tagged for expiry ")
+    told = run("status", "--backend-store-uri", site.uri).out
+    assert "Tagged for expiry: 1 location, 2 objects, 20 B; the bucket's lifecycle rule removes them." in told
     age(seaweed, site.bucket, days=3)
     run_lifecycle(seaweed)
     shift(site, 2 * DAY_MS)
