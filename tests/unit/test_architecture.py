@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
-    {"__init__", "errors", "locations", "model", "quantities"},
+    {"__init__", "errors", "locations", "model", "prices", "quantities"},
     {"policy", "protection", "planning"},
     {
         "config",
