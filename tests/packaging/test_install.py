@@ -115,7 +115,7 @@ def test_the_command_is_there(environment: Environment, tmp_path: Path) -> None:
 
 
 def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
-    """Migrations, their template, the type marker, the price file and each module are in; tests and top-level strangers are not."""
+    """All that belongs in is in, data files and modules; tests and top-level strangers are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {
         str(path.relative_to(CHECKOUT))
