@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 from mlflow_artifact_gc.s3.client import connect, endpoint_name
 from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
-from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
+from mlflow_artifact_gc.s3.listing import (
+    Entry,
+    Folder,
+    Kind,
+    Versioning,
+    bucket_versioning,
+    current,
+    level,
+    uploads,
+    versions,
+)
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
 from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
 
@@ -26,6 +36,7 @@ __all__ = [
     "BucketPaused",
     "DeleteAnswer",
     "Entry",
+    "Folder",
     "Kind",
     "ListingIncomplete",
     "Marker",
@@ -38,6 +49,7 @@ __all__ = [
     "current",
     "delete",
     "endpoint_name",
+    "level",
     "uploads",
     "versions",
 ]
