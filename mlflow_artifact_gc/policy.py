@@ -123,14 +123,15 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
     known = [destination.root] if destination.root else []
     with suppress(NotOnS3, UnreadableUri):
         experiment = Location.parse(tombstone.experiment_uri, destination, tombstone.entity.workspace)
-        known.append(_server_root(experiment, tombstone.entity))
+        known.append(server_root(experiment, tombstone.entity))
     containing = [root for root in known if root.contains(location)]
     if containing:
         return max(containing, key=lambda root: len(root.prefix))
     return location.parent(len(_SHAPES[tombstone.entity.kind]))
 
 
-def _server_root(experiment: Location, entity: Entity) -> Location:
+def server_root(experiment: Location, entity: Entity) -> Location:
+    """The artifact root that a server made the experiment's location from, or that location where none did."""
     segments = experiment.prefix.split("/")[:-1]
     if not segments or segments[-1] != entity.experiment_id:
         return experiment

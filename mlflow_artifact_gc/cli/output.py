@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import IO, TYPE_CHECKING, Final, Literal, Self
 
 import click
 
@@ -52,24 +52,25 @@ class Grid:
 
 
 class Output:
-    """Standard output."""
+    """Standard output, or a file."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self._file = file
+        self._terminal = (file or sys.stdout).isatty()
 
     def print(self, text: str = "", style: str = "") -> None:
         """A line; folded between words on a terminal."""
         if self._terminal:
             from rich.console import Console
 
-            Console(highlight=False, markup=False, emoji=False).print(text, style=style or None)
+            Console(file=self._file, highlight=False, markup=False, emoji=False).print(text, style=style or None)
         else:
-            click.echo(text)
+            click.echo(text, file=self._file)
 
     def table(self, grid: Grid) -> None:
         """A table; its last words are folded on a terminal."""
         if not self._terminal:
-            click.echo("\n".join(grid.lines()))
+            click.echo("\n".join(grid.lines()), file=self._file)
             return
         from rich.console import Console
         from rich.table import Table
@@ -81,7 +82,7 @@ class Output:
             shown.add_column(column, justify=side, no_wrap=column not in _FOLDED, overflow="fold")
         for (first, *others), style in zip(grid.rows, grid.styles, strict=True):
             shown.add_row(Text(first, style=style), *(Text(cell) for cell in others))
-        Console(highlight=False).print(shown)
+        Console(file=self._file, highlight=False).print(shown)
 
 
 class Meter:
@@ -116,6 +117,14 @@ class Meter:
         elif time.monotonic() - self._told > _QUIET_S:
             self._told = time.monotonic()
             click.echo(f"{self._title}: {self._done:,} of {self._total:,}", err=True)
+
+    def listed(self, count: int) -> None:
+        """So many objects were listed by now, of nobody knows how many."""
+        if self._bar:
+            self._bar.update(self._task, completed=count, total=None)
+        elif time.monotonic() - self._told > _QUIET_S:
+            self._told = time.monotonic()
+            click.echo(f"{self._title}: {count:,} objects", err=True)
 
     def note(self, text: str) -> None:
         """Something that a waiting person wants to know."""

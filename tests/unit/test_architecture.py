@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "locations", "model", "prices", "quantities"},
-    {"policy", "protection", "planning"},
+    {"layouts", "policy", "protection", "planning"},
     {
         "config",
         "tables",
@@ -37,7 +37,19 @@ LAYERS = (
         "metadata",
         "s3",
     },
-    {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
+    {
+        "fence",
+        "ownership",
+        "surveying",
+        "purging",
+        "batching",
+        "sweeping",
+        "session",
+        "kept",
+        "tallying",
+        "inventory",
+        "auditing",
+    },
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
 )
