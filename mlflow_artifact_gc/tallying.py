@@ -319,13 +319,13 @@ class Tally:
         )
         if not judged:
             self._db.execute(
-                f"UPDATE unit SET standing = ?, evidence = evidence || '; what the model registry needs is not known' "
-                f"WHERE {condemned}",
+                "UPDATE unit SET standing = ?, lost = '', evidence = evidence || "
+                f"'; what the model registry needs is not known' WHERE {condemned}",
                 (Standing.NOT_JUDGED,),
             )
         if young_ms is not None:
             self._db.execute(
-                "UPDATE unit SET standing = ?, evidence = evidence || '; something in it is young' "
+                "UPDATE unit SET standing = ?, lost = '', evidence = evidence || '; something in it is young' "
                 f"WHERE {condemned} AND EXISTS (SELECT 1 FROM held h WHERE h.bucket = unit.bucket AND "
                 "h.prefix = unit.prefix AND (h.undated OR h.newest_ms > ?))",
                 (Standing.TOO_YOUNG, young_ms),
@@ -347,7 +347,7 @@ class Tally:
 
     def totals(self, by: Sequence[str], where: str = "1", values: Sequence[object] = ()) -> list[Total]:
         """Sums over the lines, grouped by up to two columns; the largest first."""
-        first, second = (*by, "''")[:2]
+        first, second = (*by, "''", "''")[:2]
         query = (
             f"SELECT {first}, {second}, count(*), total(objects), total(versions), total(markers), total(uploads), "
             "total(size), total(old_size), CASE WHEN sum(money IS NULL) THEN NULL ELSE total(money) END "

@@ -325,19 +325,27 @@ def _print(report: _Report, file: IO[str]) -> None:
 
 
 def _sentence(totals: Sequence[Total], report: _Report) -> str:
+    sizes = {standing: sum(one.size + one.old_size for one in totals if one.name == standing) for standing in Standing}
+    open_ = [
+        f"{show_size(sizes[standing])} more {words}"
+        for standing, words in (
+            (Standing.TOO_YOUNG, "may be, and are too young to judge"),
+            (Standing.NOT_JUDGED, "would be, if the model registry needs none of it"),
+        )
+        if any(one.name == standing for one in totals)
+    ]
+    rest = f" ({'; '.join(open_)})" if open_ else ""
     waste = [one for one in totals if one.name in (Standing.DUE, Standing.LEFT_OVER)]
-    due = sum(one.size + one.old_size for one in waste if one.name == Standing.DUE)
-    left = sum(one.size + one.old_size for one in waste if one.name == Standing.LEFT_OVER)
-    objects = sum(one.objects + one.versions for one in waste)
     if not totals:
         return "Nothing lies under the roots of this tracking database."
     if not waste:
-        return "Nothing that lies in S3 is known to be garbage."
-    money = _sum_of_money(waste)
+        return f"Nothing that lies in S3 is known to be garbage{rest}."
+    money, objects = _sum_of_money(waste), sum(one.objects + one.versions for one in waste)
     cost = f", {_money(money)} {report.prices.currency} a month" if report.prices and money is not None else ""
     return (
-        f"{show_size(due + left)} in {render.plural(objects, 'object')} serve nobody{cost}: {show_size(due)} are "
-        f"garbage that 'gc' would purge now, {show_size(left)} are left over from what is gone for good."
+        f"{show_size(sizes[Standing.DUE] + sizes[Standing.LEFT_OVER])} in {render.plural(objects, 'object')} serve "
+        f"nobody{cost}: {show_size(sizes[Standing.DUE])} are garbage that 'gc' would purge now, "
+        f"{show_size(sizes[Standing.LEFT_OVER])} are left over from what is gone for good{rest}."
     )
 
 

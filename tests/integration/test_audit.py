@@ -5,20 +5,17 @@ The oracle is what was written and why, noted while it was written. It knows not
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.abilities import has
-from tests.command import Ran, gc, init, run
+from tests.command import Ran, run
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 
@@ -117,7 +114,7 @@ class Truth:
         return self.site.key_of(self.site.artifact_uri(entity)) + "/"
 
 
-def generate(site: Site, rng: random.Random, *, versioned: bool) -> Truth:
+def generate(site: Site, rng: random.Random, *, versioned: bool) -> Truth:  # noqa: PLR0915 - a kind a line
     """A site with more than twenty kinds of prefixes; old deletions are 30 days old, the grace period is 7."""
     truth = Truth(site, versioned=versioned)
     if versioned:
