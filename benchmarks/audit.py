@@ -218,8 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve(*wanted.serve)
         return
     print(
-        f"{EXPERIMENTS} experiments, {wanted.objects_per_run} objects a run; of 100 runs {LIVE} live, {DELETED} deleted, "
-        "the rest left over. SQLite, a synthetic S3 server in a process of its own; "
+        f"{EXPERIMENTS} experiments, {wanted.objects_per_run} objects a run; of 100 runs {LIVE} live, {DELETED} deleted"
+        ", the rest left over. SQLite, a synthetic S3 server in a process of its own; "
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}.\n"
     )
     print("| keys | runs | seconds | CPU seconds | microseconds of CPU a key | peak memory, MB |")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from mlflow_artifact_gc import auditing, config, s3
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Meter, Output
-from mlflow_artifact_gc.errors import UsageError
+from mlflow_artifact_gc.errors import ArtifactGcError, UsageError
 from mlflow_artifact_gc.model import Standing
 from mlflow_artifact_gc.prices import Prices
 from mlflow_artifact_gc.quantities import parse_duration, parse_size, show_instant, show_minute, show_size
@@ -83,7 +84,7 @@ def run(*, output: str, **options: Any) -> None:
     concurrency = options["concurrency"] or settings.concurrency or _CONCURRENCY
     client = s3.connect(settings.environ, threads=concurrency)
     prices = own or (config.shipped_prices() if _is_aws(client) else None)
-    with _opened(to_file, binary=output == "parquet") as file, Tally(prices) as tally:
+    with _opened(to_file, binary=output == "parquet") as file, _room(), Tally(prices) as tally:
         with Meter("Listing", 0) as meter:
             findings = auditing.audit(setting, client, tally, concurrency=concurrency, progress=meter.listed)
         where, values = _conditions(options["conditions"], findings.now_ms)
@@ -117,6 +118,16 @@ def _opened(to_file: str | None, *, binary: bool) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise UsageError(f"--output {to_file!r} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ArtifactGcError(
+            f"The audit's temporary file cannot be written ({error}): name a folder with more room by TMPDIR"
+        ) from error
 
 
 # Which lines
@@ -311,16 +322,15 @@ def _print(report: _Report, file: IO[str]) -> None:
     out.print(_sentence(totals, report), style="bold")
     for note in _notes(report):
         out.print(note)
-    if not totals:
-        return
-    out.print("")
-    out.table(_totals_grid(totals, report.prices))
-    for title, column in (("experiment", "experiment"), ("owner", "owner")):
-        top = report.tally.totals((column,), _WASTE)
-        if any(one.name for one in top):
-            out.print("")
-            out.table(_top_grid(f"garbage and left over, by {title}", top, report.prices))
-    _print_lines(out, report)
+    if totals:
+        out.print("")
+        out.table(_totals_grid(totals, report.prices))
+        for column in ("experiment", "owner"):
+            top = report.tally.totals((column,), _WASTE)
+            if any(one.name for one in top):
+                out.print("")
+                out.table(_top_grid(f"garbage and left over, by {column}", top, report.prices))
+        _print_lines(out, report)
     _print_gone(out, report)
 
 

@@ -86,7 +86,10 @@ class Output:
 
 
 class Meter:
-    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds."""
+    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds.
+
+    ``total`` 0: nobody knows.
+    """
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
@@ -98,7 +101,7 @@ class Meter:
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(title, total=total)
+            self._task = self._bar.add_task(title, total=total or None)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -121,7 +124,7 @@ class Meter:
     def listed(self, count: int) -> None:
         """So many objects were listed by now, of nobody knows how many."""
         if self._bar:
-            self._bar.update(self._task, completed=count, total=None)
+            self._bar.update(self._task, completed=count)
         elif time.monotonic() - self._told > _QUIET_S:
             self._told = time.monotonic()
             click.echo(f"{self._title}: {count:,} objects", err=True)

@@ -5,17 +5,22 @@ The oracle is what was written and why, noted while it was written. It knows not
 
 from __future__ import annotations
 
+import csv
+import json
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.abilities import has
-from tests.command import Ran, run
+from tests.command import Ran, gc, init, run
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 
@@ -256,3 +261,315 @@ def test_every_prefix_gets_its_one_verdict(generated: tuple[Site, Truth]) -> Non
         item.size for item in before.items if item.kind == "object"
     )
     assert site.snapshot() == before
+
+
+def test_due_is_what_gc_would_sweep(site: Site, rng: random.Random) -> None:
+    """The same locations, decided by the same code: what gc purges is what the audit called garbage, and no more."""
+    generate(site, rng, versioned=False)
+    init(site, "--min-object-age", "0s")
+    due = {prefix for prefix, (verdict, _) in verdicts(report(site)).items() if verdict == DUE}
+
+    ran = run("gc", "--backend-store-uri", site.uri, "--yes", "--format", "json", "--min-object-age", "0s")
+
+    assert ran.code == 0, ran.err
+    swept = {result["location"].split("/", 3)[3] for result in ran.json["results"] if result["outcome"] == "swept"}
+    assert due == swept
+    after = verdicts(report(site))
+    assert not due & after.keys()
+    assert LEFT in {verdict for verdict, _ in after.values()}
+
+
+def test_the_young_are_not_judged(site: Site) -> None:
+    """Before init the minimum age is a day: a run that crashes now, or a file that comes now, is no garbage yet."""
+    experiment = site.experiment()
+    live, deleted = site.run(experiment, n_objects=1), site.run(experiment, n_objects=1)
+    site.delete_run(deleted, 1000)
+    lost = f"mlruns/{experiment}/{new_id()}/artifacts/"
+    site.write("nobody", f"s3://{site.bucket}/{lost}", {"x": 1})
+
+    found = report(site)
+
+    place = {one: site.key_of(site.artifact_uri(one)) + "/" for one in (live, deleted)}
+    assert verdicts(found) == {place[live]: (LIVE, ""), place[deleted]: (YOUNG, ""), lost: (YOUNG, "")}
+    assert (found["set_up"], found["min_object_age_ms"]) == (False, DAY_MS)
+    assert "too young to judge" in audit(site).out.splitlines()[0]
+
+
+def test_without_the_registry_nothing_is_condemned(site: Site) -> None:
+    """Where no version says which registry is in use, garbage is not called garbage, and the report says why."""
+    experiment = site.experiment()
+    deleted = site.run(experiment, n_objects=1)
+    site.delete_run(deleted, 1000)
+    site.write("nobody", f"s3://{site.bucket}/mlruns/{experiment}/{new_id()}/artifacts", {"x": 1})
+
+    found = report(site, *NOT_YOUNG, registry=False)
+
+    assert {verdict for verdict, _ in verdicts(found).values()} == {NOT_JUDGED}
+    assert found["registry_known"] is False
+    assert "--registry-store-uri" in audit(site, *NOT_YOUNG, registry=False).out
+
+
+def test_a_root_of_another_database_is_left_alone(site: Site) -> None:
+    """Under a marker that names another database nothing is garbage; under our own it is; the inner one counts."""
+    experiment = site.experiment()
+    ours, theirs = (site.run(experiment, n_objects=1) for _ in range(2))
+    for one in (ours, theirs):
+        site.delete_run(one, 1000)
+    init(site, "--min-object-age", "0s")
+    assert gc(site, "--run-ids", ours)["results"][0]["outcome"] == "swept"  # writes our marker
+    other = {"about": "", "format": 1, "database_id": "another", "epoch": 3, "fingerprint": "x"}
+    site.client.put_object(
+        Bucket=site.bucket,
+        Key=f"mlruns/{experiment}/_mlflow-artifact-gc.json",
+        Body=json.dumps(other).encode(),
+    )
+    vanished = f"mlruns/777/{new_id()}/artifacts/"
+    site.write("nobody", f"s3://{site.bucket}/{vanished}", {"x": 1})
+
+    found = report(site)
+
+    place = site.key_of(site.artifact_uri(theirs)) + "/"
+    assert verdicts(found)[place] == (PROTECTED, "")
+    assert verdicts(found)[vanished] == (LEFT, "experiment")
+    (line,) = [line for line in found["prefixes"] if line["prefix"] == place]
+    assert "names another tracking database" in line["evidence"]
+
+
+def test_rows_whose_objects_are_gone(
+    any_db_uri: str, seaweed: S3Server, bucket: str, make_site: Callable[[Site], Site]
+) -> None:
+    """The reverse: a model version, a written model and a run with logged files where nothing lies any more."""
+    site = make_site(Site.direct(any_db_uri, seaweed, bucket))
+    from mlflow.entities import RunTag
+
+    experiment = site.experiment()
+    never, logged = site.run(experiment), site.run(experiment)
+    site.store.set_tag(logged, RunTag("mlflow.loggedArtifacts", "[]"))
+    version = site.register("churn", f"s3://{site.bucket}/mlruns/{experiment}/{new_id()}/artifacts/model")
+    models = [site.logged_model(experiment)] if has("logged_models") else []
+
+    found = report(site, *NOT_YOUNG)
+
+    named = {gone["row"] for gone in found["gone"]}
+    assert f"run {logged}" in named
+    assert f"run {never}" not in named
+    assert any(name.startswith(f"registered model churn, version {version}") for name in named)
+    assert {f"logged model {model}" for model in models} <= named
+    assert found["rows_without_objects"]["run"] == 2
+    assert "nothing is left of" in audit(site).out
+
+
+def test_more_roots_can_be_named(site: Site) -> None:
+    """--root lists what no row leads to; entities may lie directly in it."""
+    site.experiment()
+    direct, numbered = f"old/{new_id()}/artifacts/", f"old/12/{new_id()}/artifacts/"
+    for place in (direct, numbered):
+        site.write("nobody", f"s3://{site.bucket}/{place}", {"x": 1})
+
+    assert verdicts(report(site, *NOT_YOUNG)) == {}
+
+    found = verdicts(report(site, *NOT_YOUNG, "--root", f"s3://{site.bucket}/old"))
+    assert found == {direct: (LEFT, "run"), numbered: (LEFT, "experiment")}
+
+
+def test_a_place_that_rows_have_left_is_still_known(site: Site) -> None:
+    """An experiment's location was changed; its runs stay where they are, and so does what is left over beside them."""
+    experiment = site.experiment()
+    live = site.run(experiment, n_objects=1)
+    lost = f"mlruns/{experiment}/{new_id()}/artifacts/"
+    site.write("nobody", f"s3://{site.bucket}/{lost}", {"x": 1})
+    site.execute("UPDATE experiments SET artifact_location = :uri", uri=f"s3://{site.bucket}/elsewhere/{experiment}")
+
+    found = verdicts(report(site, *NOT_YOUNG))
+
+    assert found == {site.key_of(site.artifact_uri(live)) + "/": (LIVE, ""), lost: (LEFT, "run")}
+
+
+def test_rows_that_name_odd_places(site: Site) -> None:
+    """A live row's place is live whatever its shape: an id that MLflow did not make, no id at all, an inner folder."""
+    experiment = site.experiment()
+    named, odd, inner = (site.run(experiment) for _ in range(3))
+    site.execute("UPDATE runs SET run_uuid = 'nightly', artifact_uri = :uri WHERE run_uuid = :id", id=named,
+                 uri=f"s3://{site.bucket}/mlruns/{experiment}/nightly/artifacts")  # fmt: skip
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", id=odd,
+                 uri=f"s3://{site.bucket}/mlruns/{experiment}/by-hand/files")  # fmt: skip
+    lost = new_id()
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", id=inner,
+                 uri=f"s3://{site.bucket}/mlruns/{experiment}/{lost}/artifacts/inner/{inner}/artifacts")  # fmt: skip
+    for key in ("nightly/artifacts/x", "by-hand/files/x", "by-hand/others", f"{lost}/artifacts/y"):
+        site.client.put_object(Bucket=site.bucket, Key=f"mlruns/{experiment}/{key}", Body=b"1")
+    site.write(inner, site.artifact_uri(inner), {"z": 1})
+
+    found = verdicts(report(site, *NOT_YOUNG))
+
+    assert found == {
+        f"mlruns/{experiment}/nightly/artifacts/": (LIVE, ""),
+        f"mlruns/{experiment}/by-hand/files/": (LIVE, ""),
+        f"mlruns/{experiment}/by-hand/": (UNKNOWN, ""),
+        f"mlruns/{experiment}/{lost}/artifacts/": (PROTECTED, ""),
+    }
+
+
+def test_what_cannot_be_listed_is_named(site: Site) -> None:
+    """A bucket that is not there: the rest is audited, and the report says what is missing."""
+    site.run(site.experiment(), n_objects=2)
+    site.experiment(artifact_location="s3://no-such-bucket-anywhere/team")
+
+    found = report(site, *NOT_YOUNG)
+
+    assert [one["root"] for one in found["unread"]] == ["s3://no-such-bucket-anywhere/team/"]
+    assert len(found["prefixes"]) == 1
+    assert "Not listed to the end" in audit(site).out
+
+
+def test_nothing_could_be_listed(site: Site) -> None:
+    """That is an error, and not an empty report."""
+    site.experiment(artifact_location="s3://no-such-bucket-anywhere/team")
+    site.execute("DELETE FROM experiments WHERE experiment_id = 0")
+
+    ran = run("audit", "--backend-store-uri", site.uri, "--registry-store-uri", site.uri)
+
+    assert ran.code == 1
+    assert "no-such-bucket-anywhere" in ran.err
+
+
+def test_filter_sort_and_limit(site: Site) -> None:
+    """What is shown is what was asked for; totals stay those of everything."""
+    experiment = site.experiment()
+    small, large, old = (site.run(experiment, {"f": size}) for size in (10, 5_000, 300))
+    site.delete_run(old, 1000)
+
+    def shown(*arguments: str) -> list[str]:
+        return [line["id"] for line in report(site, *NOT_YOUNG, *arguments)["prefixes"]]
+
+    assert shown("--sort", "size") == [large, old, small]
+    assert shown("--filter", "size>1kB") == [large]
+    assert shown("--filter", "size <= 300", "--filter", "verdict=live") == [small]
+    assert shown("--filter", "verdict=garbage, due") == [old]
+    assert shown("--filter", f"prefix~{small}") == [small]
+    assert shown("--filter", "age>1h") == []
+    assert shown("--filter", "age<1h", "--limit", "1", "--sort", "objects")
+    assert shown("--filter", "class=STANDARD", "--filter", "owner=tester", "--sort", "size") == [large, old, small]
+    assert shown("--filter", "class!=STANDARD") == []
+    assert "No prefix passes the filter" in audit(site, "--filter", "size>1TB").out
+
+
+def test_csv_and_parquet_have_every_prefix(site: Site, rng: random.Random, tmp_path: Path) -> None:
+    """The same lines in each format."""
+    generate(site, rng, versioned=False)
+    expected = report(site, *NOT_YOUNG)["prefixes"]
+    audit(site, *NOT_YOUNG, "--format", "csv", "--output", str(tmp_path / "audit.csv"))
+    audit(site, *NOT_YOUNG, "--format", "parquet", "--output", str(tmp_path / "audit.parquet"))
+
+    with (tmp_path / "audit.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "audit.parquet").to_pylist()
+    assert table == expected
+    assert rows == [{name: "" if value is None else str(value) for name, value in line.items()} for line in expected]
+
+
+def test_money_is_that_of_the_price_file(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small objects count as the class's least, a class without a price makes the sum unknown; a store has none."""
+    monkeypatch.setenv("MLFLOW_ARTIFACT_GC_PRICE_FILE", str(tmp_path / "prices.json"))
+    prices = {
+        "form": 1, "name": "Ours", "region": "here", "date": "2026-01-01", "currency": "EUR", "source": "a contract",
+        "gb_bytes": 1000,
+        "storage": {
+            "STANDARD": {"per_gb_month": [{"price": 2}]},
+            "STANDARD_IA": {"per_gb_month": [{"price": 1}], "minimum_bytes": 500},
+        },
+    }  # fmt: skip
+    (tmp_path / "prices.json").write_text(json.dumps(prices), encoding="utf-8")
+    run_id = site.run(site.experiment(), {"f": 3_000})
+    key = f"{site.key_of(site.artifact_uri(run_id))}/small"
+    site.client.put_object(Bucket=site.bucket, Key=key, Body=b"1", StorageClass="STANDARD_IA")
+
+    (line,) = report(site)["prefixes"]
+    assert line["money_per_month"] == pytest.approx(3 * 2 + 0.5)
+    assert "EUR a month" in audit(site).out
+
+    site.client.put_object(Bucket=site.bucket, Key=key + "2", Body=b"1", StorageClass="GLACIER")
+    assert report(site)["prefixes"][0]["money_per_month"] is None
+    monkeypatch.delenv("MLFLOW_ARTIFACT_GC_PRICE_FILE")
+    assert report(site)["prices"] is None
+    assert "no price is known for this store" in audit(site).out
+
+
+@pytest.mark.parametrize("kind", ["seaweed", "moto", "moto-versioned"])
+def test_a_large_experiment_is_listed_in_parts(
+    kind: str, request: pytest.FixtureRequest, make_site: Callable[[Site], Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each object exactly once, also where a part's name begins other folders' names and objects' too."""
+    from mlflow_artifact_gc import inventory
+
+    monkeypatch.setattr(inventory, "_MANY_ROWS", 3)
+    server: S3Server = request.getfixturevalue("seaweed" if kind == "seaweed" else "moto_s3")
+    bucket: str = request.getfixturevalue("bucket" if kind == "seaweed" else "moto_bucket")
+    site = make_site(Site.direct(request.getfixturevalue("sqlite_uri"), server, bucket))
+    if kind == "moto-versioned":
+        site.switch_versioning(on=True)
+    experiment = site.experiment()
+    runs = [site.run(experiment, {"a": 1, "b/c": 2}) for _ in range(5)]
+    folder = f"s3://{site.bucket}/mlruns/{experiment}"
+    head = runs[0][:2]
+    stray = {f"{head}": 1, f"{head}-notes/x": 1, "models/x/y": 1, "models/z": 1}
+    site.write("strays", folder, stray)
+    site.write("others", f"{folder}/models/{new_id('m-')}/artifacts", {"x": 1})
+
+    for most in (2_000, 0):
+        monkeypatch.setattr(inventory, "_MOST_PARTS", most)
+        found = report(site, *NOT_YOUNG)
+        keys = {item.key for item in site.items() if item.kind == "object"}
+        assert sum(line["objects"] for line in found["prefixes"]) == len(keys) == 15
+        assert [line["objects"] for line in found["prefixes"] if line["verdict"] == LIVE] == [2] * 5
+
+
+BAD = [
+    (("--filter", "size"), "--filter 'size' is not understood"),
+    (("--filter", "weight>1"), "--filter 'weight>1' is not understood: write for example 'size>1GB'; the fields are"),
+    (("--filter", "size>big"), "'big' is not a size"),
+    (("--filter", "age>soon"), "'soon' is not a duration"),
+    (("--filter", "money>much"), "could not convert"),
+    (("--filter", "owner>me"), "owner is a text, for =, != and ~"),
+    (("--filter", "size~1"), "'~' is for texts"),
+    (("--root", "/var/lib"), "--root '/var/lib' cannot be listed"),
+    (("--root", "s3://"), "--root 's3://' cannot be listed"),
+    (("--format", "parquet"), "name the file with --output FILE"),
+    (("--format", "csv", "--output", "/no/such/folder/audit.csv"), "cannot be written: No such file or directory"),
+    (("--artifacts-destination", "s3:///x"), "The artifacts destination cannot be read"),
+    (("--sort", "colour"), "Invalid value for '--sort'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD)
+def test_bad_input_gets_a_sentence(site: Site, arguments: tuple[str, ...], said: str) -> None:
+    """Before anything is listed, with exit code 2."""
+    ran = run("audit", "--backend-store-uri", site.uri, *arguments)
+
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+    assert ran.out == ""
+
+
+def test_no_room_for_the_sums(site: Site) -> None:
+    """A full disk is said in a sentence."""
+    command = f"ulimit -f 8; {sys.executable} -m mlflow_artifact_gc audit --backend-store-uri {site.uri}"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "Error: The audit's temporary file cannot be written" in done.stderr
+
+
+def test_other_errors_get_a_sentence_too(proxied_site: Site, tmp_path: Path) -> None:
+    """No database, an empty one, and a proxy whose objects nobody knows."""
+    proxied_site.experiment()
+
+    for uri, code, said in (
+        ("", 2, "No database was named"),
+        (f"sqlite:///{tmp_path}/none.db", 1, "none.db"),
+        (proxied_site.uri, 1, "give --artifacts-destination"),
+    ):
+        ran = run("audit", "--backend-store-uri", uri)
+        assert (ran.code, said in ran.err) == (code, True), ran.err
