@@ -267,23 +267,22 @@ class _Judge:
     def _tombstones(
         self, tombstones: Sequence[Tombstone], found: Sequence[Reference], swept: dict[Location, int | None]
     ) -> None:
-        tracked, grace_ms = self._setting.tracked, self._setting.grace_ms
-        with tracked.reading() as tracking:
-            owners = tracking.owners(planning.ids_in_places(tombstones))
-        facts = planning.Facts(
-            tombstones=tombstones,
-            references=found,
-            owners=owners,
-            destination=self._setting.destination,
-            swept_ms=swept,
-        )
-        lines = planning.decisions(
-            facts, policy.Scope(), cutoff_ms=self._findings.now_ms - grace_ms, include_undated=False, again=False
-        )
-        self._deleted = {(line.entity.kind, line.entity.id) for line in lines}
-        for part in _parts(lines, _BLOCK):
+        self._deleted = {(one.entity.kind, one.entity.id) for one in tombstones}
+        # In parts, as each is decided for itself: all of them at once are much memory.
+        for part in _parts(tombstones, _BATCH):
+            with self._setting.tracked.reading() as tracking:
+                owners = tracking.owners(planning.ids_in_places(part))
+            facts = planning.Facts(
+                tombstones=part,
+                references=found,
+                owners=owners,
+                destination=self._setting.destination,
+                swept_ms=swept,
+            )
+            cutoff_ms = self._findings.now_ms - self._setting.grace_ms
+            lines = planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
             with self._tally.transaction():
-                self._deleted_lines(part)
+                self._deleted_lines(lines)
 
     def _deleted_lines(self, lines: Iterable[Decision]) -> None:
         for line in lines:

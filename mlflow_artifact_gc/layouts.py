@@ -66,9 +66,11 @@ class Layouts:
     def _entity(self, key: str) -> Unit | None:
         shaped = self._shaped(key)
         beneath = self._beneath(key)
-        if shaped is None or (beneath is not None and len(beneath.prefix) < len(shaped.prefix)):
-            return beneath
-        return shaped
+        if shaped is None or beneath is None:
+            return shaped or beneath
+        # Of the same prefix, a model whose id MLflow did not make has the shape of a run.
+        longer = len(shaped.prefix) - len(beneath.prefix)
+        return beneath if longer > 0 or (longer == 0 and not shaped.recognised) else shaped
 
     def _shaped(self, key: str) -> Unit | None:
         match = _ENTITY.search(key)
