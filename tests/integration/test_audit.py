@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.abilities import has
+from tests.abilities import has, needs
 from tests.command import Ran, gc, init, run
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
@@ -524,6 +524,33 @@ def test_a_large_experiment_is_listed_in_parts(
         keys = {item.key for item in site.items() if item.kind == "object"}
         assert sum(line["objects"] for line in found["prefixes"]) == len(keys) == 15
         assert [line["objects"] for line in found["prefixes"] if line["verdict"] == LIVE] == [2] * 5
+
+
+@needs("workspaces")
+def test_workspaces_each_with_its_own_root(site: Site) -> None:
+    """Live in a workspace that is there, left over from one that is not, and from its own artifact root."""
+    own = f"s3://{site.bucket}/of-team"
+    site.execute("INSERT INTO workspaces (name, default_artifact_root) VALUES ('team', :uri)", uri=own)
+    site.execute("INSERT INTO workspaces (name) VALUES ('plain')")
+    experiment = site.experiment()
+    run_id = site.run(experiment)
+    live = f"mlruns/workspaces/plain/{experiment}/{run_id}/artifacts/"
+    uri = f"s3://{site.bucket}/{live}".rstrip("/")
+    site.execute("UPDATE experiments SET workspace = 'plain', artifact_location = :uri WHERE experiment_id = :id",
+                 uri=uri.rsplit("/", 2)[0], id=int(experiment))  # fmt: skip
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", uri=uri, id=run_id)
+    truth = {
+        live: (LIVE, ""),
+        f"mlruns/workspaces/plain/{experiment}/{new_id()}/artifacts/": (LEFT, "run"),
+        f"mlruns/workspaces/plain/999/{new_id()}/artifacts/": (LEFT, "experiment"),
+        f"mlruns/workspaces/dropped/999/{new_id()}/artifacts/": (LEFT, "workspace"),
+        f"of-team/998/models/{new_id('m-')}/artifacts/": (LEFT, "experiment"),
+        "mlruns/workspaces/plain/readme/": (UNKNOWN, ""),
+    }
+    for prefix in truth:
+        site.client.put_object(Bucket=site.bucket, Key=f"{prefix}x", Body=b"1")
+
+    assert verdicts(report(site, *NOT_YOUNG)) == truth
 
 
 BAD = [
