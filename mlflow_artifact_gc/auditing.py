@@ -78,13 +78,17 @@ class Gone:
 
 @dataclass(kw_only=True, slots=True)
 class Findings:
-    """What is known beside the lines of the tally. ``empty_rows``: live rows with nothing in S3, by kind."""
+    """What is known beside the lines of the tally.
+
+    ``empty_rows``: live rows with nothing in S3, by kind. ``experiments``: the names of those that are there, by id.
+    """
 
     now_ms: int
     roots: tuple[Location, ...]
     unread: list[inventory.Unread]
     gone: list[Gone] = field(default_factory=list)
     empty_rows: dict[EntityKind, int] = field(default_factory=dict)
+    experiments: dict[str, str] = field(default_factory=dict)
 
 
 # Opening
@@ -252,6 +256,7 @@ class _Judge:
             tombstones = tracking.tombstones()
             experiments, workspaces = tracking.experiments(), tracking.workspaces()
             swept = journal.swept(connection) if self._setting.site else {}
+        self._findings.experiments = {one.id: one.name for one in experiments}
         found = references.read(tracked, self._setting.registry)
         self._tombstones(tombstones, found, swept)
         self._live_rows()

@@ -391,8 +391,10 @@ class Tracking:
     def experiments(self) -> list[Experiment]:
         """Every experiment, live or deleted."""
         experiments = self._experiments
-        query = sa.select(experiments.c.experiment_id, experiments.c.artifact_location, self._workspace)
-        return [Experiment(str(id_), uri or "", workspace) for id_, uri, workspace in self._connection.execute(query)]
+        name = experiments.c.name if self._columns.has("experiments", "name") else sa.literal("")
+        query = sa.select(experiments.c.experiment_id, experiments.c.artifact_location, self._workspace, name)
+        rows = self._connection.execute(query)
+        return [Experiment(str(id_), uri or "", workspace, called or "") for id_, uri, workspace, called in rows]
 
     def workspaces(self) -> dict[str, str]:
         """The workspaces by name, each with its own artifact root (empty where it has none)."""
@@ -547,6 +549,7 @@ class Experiment:
     id: str
     uri: str
     workspace: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

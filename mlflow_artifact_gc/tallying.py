@@ -24,7 +24,7 @@ from mlflow_artifact_gc.s3 import Entry, Kind
 if TYPE_CHECKING:
     from mlflow_artifact_gc.layouts import Layouts, Unit
 
-_KEPT_UNITS: Final = 4_000
+_KEPT_UNITS: Final = 1_000
 """Units that a listing keeps in memory before they are written."""
 _CACHE_KIB: Final = 24_000
 _AFTER: Final = "\U0010ffff"

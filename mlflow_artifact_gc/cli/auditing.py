@@ -26,6 +26,7 @@ from mlflow_artifact_gc.tallying import Line, Tally, Total
 _CONCURRENCY: Final = 16
 _LINES: Final = 20
 _TOP: Final = 10
+_CENT: Final = 0.01
 _ROWS_OF_PARQUET: Final = 20_000
 _SIZE: Final = "(size + old_size)"
 _NUMBERS: Final = {
@@ -329,7 +330,8 @@ def _print(report: _Report, file: IO[str]) -> None:
             top = report.tally.totals((column,), _WASTE)
             if any(one.name for one in top):
                 out.print("")
-                out.table(_top_grid(f"garbage and left over, by {column}", top, report.prices))
+                names = report.findings.experiments if column == "experiment" else None
+                out.table(_top_grid(f"garbage and left over, by {column}", top, report.prices, names))
         _print_lines(out, report)
     _print_gone(out, report)
 
@@ -380,7 +382,9 @@ def _notes(report: _Report) -> Iterator[str]:
 
 
 def _money(amount: float | None) -> str:
-    return "?" if amount is None else f"{amount:,.2f}"
+    if amount is None:
+        return "?"
+    return "<0.01" if 0 < amount < _CENT else f"{amount:,.2f}"
 
 
 def _totals_grid(totals: Sequence[Total], prices: Prices | None) -> Grid:
@@ -420,13 +424,14 @@ def _cells(one: Total, prices: Prices | None) -> tuple[str, ...]:
     )
 
 
-def _top_grid(title: str, top: Sequence[Total], prices: Prices | None) -> Grid:
+def _top_grid(title: str, top: Sequence[Total], prices: Prices | None, names: Mapping[str, str] | None) -> Grid:
     money = (f"{prices.currency} a month",) if prices else ()
     numbers = ("prefixes", "size", *money)
     grid = Grid(title, *numbers, numbers=numbers)
     for one in top[:_TOP]:
         cost = (_money(one.money),) if prices else ()
-        grid.add_row(one.name or "not known", f"{one.prefixes:,}", show_size(one.size + one.old_size), *cost)
+        more = "" if names is None or not one.name else f" ({names.get(one.name, 'no longer there')})"
+        grid.add_row(f"{one.name or 'not known'}{more}", f"{one.prefixes:,}", show_size(one.size + one.old_size), *cost)
     if len(top) > _TOP:
         grid.add_row(f"… and {len(top) - _TOP:,} more", "", "", *("" for _ in money))
     return grid
