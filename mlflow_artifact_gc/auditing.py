@@ -120,7 +120,9 @@ def open_setting(
         reports = inbox.servers(connection) if site else []
         own = database.fingerprint(connection)
     reported = next((report.entity_id for report in reports), None)
-    expected = site.registry_fingerprint or reported if site else None
+    expected = (site.registry_fingerprint or reported) if site else None
+    if site and expected == site.database_fingerprint:
+        expected = own  # one database for both: they moved together
     told = next((report.uri for report in reports if report.uri), None)
     destination = session.readable_destination(
         artifacts_destination or (site.artifacts_destination if site else None) or told
@@ -133,7 +135,7 @@ def open_setting(
         registry=registry,
         registry_note=note,
         site=site,
-        site_note="" if site else _site_note(state),
+        site_note=_site_note(state, moved=site is not None and site.database_fingerprint != own),
         given=tuple(_given(uri, destination) for uri in roots),
         grace_ms=_first(older_than_ms, site.grace_ms if site else None, _GRACE_MS),
         min_age_ms=_first(min_age_ms, site.min_object_age_ms if site else None, _MIN_AGE_MS),
@@ -144,15 +146,21 @@ def _first(*values: int | None) -> int:
     return next(value for value in values if value is not None)
 
 
-def _site_note(state: schema.SchemaState) -> str:
+def _site_note(state: schema.SchemaState, *, moved: bool) -> str:
+    if moved:
+        return (
+            "This database was set up on another database server or path: it is a copy, or it was moved, and 'gc' "
+            "refuses to purge anything here until 'init --adopt'."
+        )
     what = {
         schema.SchemaState.ABSENT: "'init' has not been run here",
-        schema.SchemaState.CURRENT: "'init' has not been run here",
-        schema.SchemaState.OLDER: "the tables of mlflow-artifact-gc are older than this version",
-        schema.SchemaState.NEWER: "the tables of mlflow-artifact-gc are newer than this version",
-    }[state]
+        schema.SchemaState.OLDER: "The tables of mlflow-artifact-gc are older than this version",
+        schema.SchemaState.NEWER: "The tables of mlflow-artifact-gc are newer than this version",
+    }
+    if state not in what:
+        return ""
     grace, age = show_duration(_GRACE_MS), show_duration(_MIN_AGE_MS)
-    return f"{what[0].upper()}{what[1:]}: the grace period is taken as {grace}, the minimum age as {age}."
+    return f"{what[state]}: by default the grace period is {grace} and the minimum age {age}."
 
 
 def _given(uri: str, destination: Destination) -> Location:

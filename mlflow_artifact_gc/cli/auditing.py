@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ def run(*, output: str, **options: Any) -> None:
     concurrency = options["concurrency"] or settings.concurrency or _CONCURRENCY
     client = s3.connect(settings.environ, threads=concurrency)
     prices = own or (config.shipped_prices() if _is_aws(client) else None)
-    with _opened(to_file, binary=output == "parquet") as file, _room(), Tally(prices) as tally:
+    with _opened(to_file, binary=output == "parquet") as file, _terminable(), _room(), Tally(prices) as tally:
         with Meter("Listing", 0) as meter:
             findings = auditing.audit(setting, client, tally, concurrency=concurrency, progress=meter.listed)
         where, values = _conditions(options["conditions"], findings.now_ms)
@@ -119,6 +120,16 @@ def _opened(to_file: str | None, *, binary: bool) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise UsageError(f"--output {to_file!r} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does, so that the temporary file goes too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +24,7 @@ import pytest
 
 from tests.abilities import has, needs
 from tests.command import Ran, gc, init, run
-from tests.servers import S3Server
+from tests.servers import S3Server, delayed
 from tests.site import DAY_MS, Site
 
 LIVE, SOFT, PROTECTED = "live", "soft-deleted", "protected"
@@ -587,6 +590,41 @@ def test_no_room_for_the_sums(site: Site) -> None:
 
     assert done.returncode == 1
     assert "Error: The audit's temporary file cannot be written" in done.stderr
+
+
+def test_a_copy_of_the_database_is_told(site: Site, tmp_path: Path) -> None:
+    """On a clone gc refuses: the audit says so, and reads all the same."""
+    site.delete_run(site.run(site.experiment(), n_objects=1), 1000)
+    init(site, "--min-object-age", "0s")
+    copy = tmp_path / "copy.db"
+    shutil.copy(site.uri.removeprefix("sqlite:///"), copy)
+
+    ran = run("audit", "--backend-store-uri", f"sqlite:///{copy}")
+
+    assert ran.code == 0, ran.err
+    assert "'gc' refuses to purge anything here" in ran.out
+    assert DUE in ran.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_audit_leaves_nothing(site: Site, number: signal.Signals, tmp_path: Path) -> None:
+    """Exit code 130, one word, and no temporary file."""
+    site.run(site.experiment(), n_objects=30)
+    command = [sys.executable, "-m", "mlflow_artifact_gc", "audit", "--backend-store-uri", site.uri]
+    room = tmp_path / "room"
+    room.mkdir()
+    with delayed(site.s3, 0.3, folder=tmp_path) as far:
+        environ = {**os.environ, **far.environ(), "TMPDIR": str(room)}
+        with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            deadline_s = time.monotonic() + 20
+            while not any(room.glob("mlflow-artifact-gc-*/audit.sqlite")):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+
+    assert (process.returncode, out, err) == (130, b"", b"Interrupted.\n")
+    assert list(room.iterdir()) == []
 
 
 def test_other_errors_get_a_sentence_too(proxied_site: Site, tmp_path: Path) -> None:
