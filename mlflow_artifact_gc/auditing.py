@@ -7,11 +7,11 @@ accounts for has to pass the same references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, inbox, inventory, journal, planning, policy, references, schema, session
 from mlflow_artifact_gc.errors import ArtifactGcError, NotOnS3, ReferencesIncomplete, UnreadableUri, UsageError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from mlflow_artifact_gc.s3 import S3Client
     from mlflow_artifact_gc.tallying import Tally
-
-_T = TypeVar("_T")
 
 _DAY_MS: Final = 86_400_000
 _GRACE_MS: Final = 7 * _DAY_MS
@@ -253,21 +251,17 @@ class _Judge:
 
     def __init__(self, setting: Setting, client: S3Client, tally: Tally, findings: Findings) -> None:
         self._setting, self._client, self._tally, self._findings = setting, client, tally, findings
-        self._deleted: set[tuple[EntityKind, str]] = set()
         self._maybe_gone: list[tuple[str, str, Location]] = []
 
     def judge(self) -> None:
-        # Tombstones first and references after, as gc reads them.
         tracked = self._setting.tracked
+        found = references.read(tracked, self._setting.registry)
         with database.reading(tracked.engine) as connection:
             tracking = tracked.on(connection)
-            tombstones = tracking.tombstones()
             experiments, workspaces = tracking.experiments(), tracking.workspaces()
             swept = journal.swept(connection) if self._setting.site else {}
         self._findings.experiments = {one.id: one.name for one in experiments}
-        found = references.read(tracked, self._setting.registry)
-        self._tombstones(tombstones, found, swept)
-        self._live_rows()
+        self._own_rows(found, swept)
         self._left_over(found, experiments, workspaces)
         self._foreign_roots()
         self._references_without_objects(found)
@@ -275,27 +269,38 @@ class _Judge:
         young_ms = self._findings.now_ms - age_ms - _AGE_MARGIN_MS if age_ms else None
         self._tally.settle(young_ms=young_ms, judged=self._setting.registry is not None)
 
+    def _own_rows(self, found: Sequence[Reference], swept: Mapping[Location, int | None]) -> None:
+        """What rows account for. The deleted ones are decided some thousands at a time: all at once are much memory."""
+        waiting: list[Tombstone] = []
+        for rows, deleted in self._setting.tracked.own_rows(_BLOCK):
+            waiting += deleted
+            gone = {one.entity.id for one in deleted}
+            with self._tally.transaction():
+                self._rows(rows, gone)
+            if len(waiting) >= _BATCH:
+                self._tombstones(waiting, found, swept)
+                waiting = []
+        self._tombstones(waiting, found, swept)
+        self._ask_runs()
+
     # What is deleted
 
     def _tombstones(
-        self, tombstones: Sequence[Tombstone], found: Sequence[Reference], swept: dict[Location, int | None]
+        self, tombstones: Sequence[Tombstone], found: Sequence[Reference], swept: Mapping[Location, int | None]
     ) -> None:
-        self._deleted = {(one.entity.kind, one.entity.id) for one in tombstones}
-        # In parts, as each is decided for itself: all of them at once are much memory.
-        for part in _parts(tombstones, _BATCH):
-            with self._setting.tracked.reading() as tracking:
-                owners = tracking.owners(planning.ids_in_places(part))
-            facts = planning.Facts(
-                tombstones=part,
-                references=found,
-                owners=owners,
-                destination=self._setting.destination,
-                swept_ms=swept,
-            )
-            cutoff_ms = self._findings.now_ms - self._setting.grace_ms
-            lines = planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
-            with self._tally.transaction():
-                self._deleted_lines(lines)
+        with self._setting.tracked.reading() as tracking:
+            owners = tracking.owners(planning.ids_in_places(tombstones))
+        facts = planning.Facts(
+            tombstones=tombstones,
+            references=found,
+            owners=owners,
+            destination=self._setting.destination,
+            swept_ms=swept,
+        )
+        cutoff_ms = self._findings.now_ms - self._setting.grace_ms
+        lines = planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
+        with self._tally.transaction():
+            self._deleted_lines(lines)
 
     def _deleted_lines(self, lines: Iterable[Decision]) -> None:
         for line in lines:
@@ -317,16 +322,11 @@ class _Judge:
 
     # What is live
 
-    def _live_rows(self) -> None:
-        for part in _parts(self._setting.tracked.own_rows(_BLOCK), _BLOCK):
-            with self._tally.transaction():
-                self._rows(part)
-
-    def _rows(self, rows: Iterable[references.OwnRow]) -> None:
+    def _rows(self, rows: Iterable[references.OwnRow], deleted: set[str]) -> None:
         for row in rows:
             entity = row.tombstone.entity
             places = every_place(row.tombstone.uri, self._setting.destination, entity.workspace)
-            if (entity.kind, entity.id) in self._deleted:
+            if entity.id in deleted:
                 for place in places:
                     self._tally.own(place, row.owner)
                 continue
@@ -382,7 +382,6 @@ class _Judge:
     def _left_over(
         self, found: Sequence[Reference], experiments: Sequence[references.Experiment], workspaces: Iterable[str]
     ) -> None:
-        self._ask_runs()
         known = {one.id for one in experiments}
         names = {one.workspace for one in experiments} | set(workspaces) | {DEFAULT_WORKSPACE, ""}
         for batch in self._tally.undecided(recognised=True, batch=_BATCH):
@@ -457,14 +456,3 @@ def _told(line: Decision) -> str:
     if line.reason in (Reason.PROTECTED, Reason.NESTED):
         return line.evidence
     return deleted if line.reason in (Reason.DUE, Reason.GRACE) else f"{deleted}: {line.reason.sentence}"
-
-
-def _parts(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    part: list[_T] = []
-    for value in values:
-        part.append(value)
-        if len(part) >= size:
-            yield part
-            part = []
-    if part:
-        yield part

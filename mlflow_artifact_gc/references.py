@@ -582,16 +582,20 @@ class TrackingDatabase:
         """The tracking database over a connection that is open."""
         return Tracking(connection, self.columns, models_follow_run=self.models_follow_run)
 
-    def own_rows(self, size: int = 5_000) -> Iterator[OwnRow]:
-        """Every row that may own artifacts, a page and a transaction at a time; a trace once for each of its places."""
+    def own_rows(self, size: int = 5_000) -> Iterator[tuple[list[OwnRow], list[Tombstone]]]:
+        """Every row that may own artifacts, a page and a transaction at a time, and which of the page are deleted.
+
+        A trace comes once for each of its places.
+        """
         for kind in EntityKind:
             after = ""
             while True:
                 with self.reading() as tracking:
                     rows, after = tracking.page(kind, after, size)
-                yield from rows
-                if not after:
+                    deleted = tracking.tombstones(row.tombstone.entity for row in rows) if rows else []
+                if not rows:
                     break
+                yield rows, deleted
 
     @contextmanager
     def reading(self) -> Iterator[Tracking]:

@@ -260,11 +260,15 @@ class Tally:
         return any(self._db.execute(around, (above.bucket, above.prefix)).fetchone() for above in place.ancestors()[1:])
 
     def judge(self, place: Location, standing: Standing, **columns: object) -> int:
-        """Judges the unit at ``place``, or else every unit beneath it that is not judged; returns how many."""
+        """Judges the unit at ``place``, or else every unit beneath it that is not judged; returns how many.
+
+        What is live stays live: another row may have the same place.
+        """
         named = ", ".join(f"{name} = ?" for name in ("standing", *columns))
         values = (standing, *columns.values())
         exact = self._db.execute(
-            f"UPDATE unit SET {named} WHERE bucket = ? AND prefix = ?", (*values, place.bucket, place.prefix)
+            f"UPDATE unit SET {named} WHERE bucket = ? AND prefix = ? AND coalesce(standing, '') != ?",
+            (*values, place.bucket, place.prefix, Standing.LIVE if standing is not Standing.LIVE else ""),
         ).rowcount
         if exact or not place.prefix:
             return exact

@@ -529,6 +529,43 @@ def test_a_large_experiment_is_listed_in_parts(
         assert [line["objects"] for line in found["prefixes"] if line["verdict"] == LIVE] == [2] * 5
 
 
+@pytest.mark.parametrize("first", ["live", "deleted"])
+def test_a_place_of_two_rows_is_live_if_one_is(site: Site, first: str) -> None:
+    """Whichever is read first."""
+    experiment = site.experiment()
+    runs = sorted(site.run(experiment) for _ in range(2))
+    live, deleted = runs if first == "live" else reversed(runs)
+    shared = site.artifact_uri(deleted)
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", uri=shared, id=live)
+    site.write(live, shared, {"x": 1})
+    site.delete_run(deleted, 1000)
+
+    assert verdicts(report(site, *NOT_YOUNG)) == {site.key_of(shared) + "/": (LIVE, "")}
+
+
+def test_rows_are_read_in_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and whatever their ids: none is missed between two pages."""
+    from mlflow_artifact_gc import auditing
+
+    monkeypatch.setattr(auditing, "_BLOCK", 2)
+    monkeypatch.setattr(auditing, "_BATCH", 3)
+    experiment = site.experiment()
+    runs = [site.run(experiment, {"x": 1}) for _ in range(7)]
+    traces = [site.trace(experiment) for _ in range(3)]
+    for one in runs[:5]:
+        site.delete_run(one, 1000)
+    left = [f"mlruns/{experiment}/{new_id()}/artifacts/" for _ in range(5)]
+    for prefix in left:
+        site.client.put_object(Bucket=site.bucket, Key=f"{prefix}x", Body=b"1")
+
+    found = verdicts(report(site, *NOT_YOUNG))
+
+    expected = dict.fromkeys(left, (LEFT, "run"))
+    expected |= {site.key_of(site.artifact_uri(one)) + "/": (DUE, "") for one in runs[:5]}
+    expected |= {site.key_of(site.artifact_uri(one)) + "/": (LIVE, "") for one in (*runs[5:], *traces)}
+    assert found == expected
+
+
 @needs("workspaces")
 def test_workspaces_each_with_its_own_root(site: Site) -> None:
     """Live in a workspace that is there, left over from one that is not, and from its own artifact root."""
