@@ -65,7 +65,7 @@ setup(
     ],
     # The migrations lie at the top of the repository and ship inside the package (schema.py finds them in both).
     package_dir={f"{PACKAGE}.migrations": "migrations"},
-    package_data={PACKAGE: ["py.typed"], f"{PACKAGE}.migrations": ["script.py.mako"]},
+    package_data={PACKAGE: ["py.typed", "price_files/*.json"], f"{PACKAGE}.migrations": ["script.py.mako"]},
     zip_safe=False,
     entry_points={
         "console_scripts": [f"mlflow-artifact-gc = {PACKAGE}.cli:main"],

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import TypeVar
 
+from mlflow_artifact_gc import prices
 from mlflow_artifact_gc.errors import UsageError
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.model import Action
@@ -14,6 +17,7 @@ from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
 PREFIX = "MLFLOW_ARTIFACT_GC_"
 _SHORTEST_POLL_MS = 100
+_SHIPPED_PRICES = "aws-2026-11.json"
 _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
 
@@ -33,6 +37,7 @@ class Settings:
     expiry_tag: str | None = None
     poll_ms: int | None = None
     worker: str | None = None
+    price_file: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -50,6 +55,7 @@ class Settings:
             expiry_tag=_read(found, "EXPIRY_TAG", _tag),
             poll_ms=_read(found, "POLL", _poll),
             worker=_read(found, "WORKER", _worker),
+            price_file=_read(found, "PRICE_FILE", str),
         )
 
 
@@ -74,6 +80,28 @@ class Server:
             registry_store_uri=found.get("_MLFLOW_SERVER_REGISTRY_STORE") or found.get("MLFLOW_REGISTRY_URI") or None,
             artifacts_destination=destination if found.get("_MLFLOW_SERVER_SERVE_ARTIFACTS") == "true" else None,
         )
+
+
+def shipped_prices() -> prices.Prices:
+    """The price file that comes with the package: AWS's list prices, dated."""
+    text = resources.files("mlflow_artifact_gc").joinpath("price_files", _SHIPPED_PRICES).read_text(encoding="utf-8")
+    return prices.parse(text, _SHIPPED_PRICES)
+
+
+def own_prices(settings: Settings) -> prices.Prices | None:
+    """The price file that ``PRICE_FILE`` names; None where it names none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if settings.price_file is None:
+        return None
+    try:
+        text = Path(settings.price_file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UsageError(f"{PREFIX}PRICE_FILE: {settings.price_file!r} cannot be read: {why}") from error
+    return prices.parse(text, settings.price_file)
 
 
 def _of_database(uri: str | None) -> str | None:

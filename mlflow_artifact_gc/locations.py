@@ -149,6 +149,20 @@ class Destination:
         return tuple(dict.fromkeys(readings))
 
 
+def every_place(uri: str, destination: Destination, workspace: str) -> tuple[Location, ...]:
+    """All places that some reader could take ``uri`` for, whatever host it names; none where it is not on S3.
+
+    For what is not to be touched: where a row's own artifacts surely lie, ``Location.parse`` says.
+    """
+    try:
+        path = proxied_path(uri)
+        if path is not None:
+            return destination.every_reading(path, workspace)
+        return (Location.parse(uri, destination, workspace),)
+    except (NotOnS3, UnreadableUri):
+        return ()
+
+
 def without_secrets(uri: str) -> str:
     """A destination as it may be shown and stored: MLflow takes ``sftp://user:password@host/folder`` too.
 

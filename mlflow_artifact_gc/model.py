@@ -121,6 +121,27 @@ _SENTENCES = {
 }
 
 
+class Standing(StrEnum):
+    """What an audit says of a prefix: each has exactly one."""
+
+    LIVE = "live"
+    """A live row's."""
+    SOFT_DELETED = "soft-deleted"
+    """A deleted row's, in its grace period or without a date."""
+    PROTECTED = "protected"
+    """Nobody's that is live, and yet something needs it, or another database owns its root."""
+    DUE = "garbage, due"
+    """What ``gc`` would sweep now."""
+    LEFT_OVER = "left over"
+    """In a layout of MLflow's, and no row accounts for it."""
+    TOO_YOUNG = "too young to judge"
+    """One of the two above, with something in it that is younger than the minimum age."""
+    NOT_JUDGED = "not judged"
+    """One of the two, where nobody knows what the model registry needs."""
+    UNKNOWN_LAYOUT = "unknown layout"
+    """Not as MLflow names folders, or not in a place that is known to be MLflow's. Never an orphan."""
+
+
 class Action(StrEnum):
     """What a sweep does to a location."""
 

@@ -129,7 +129,7 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
     known = [destination.root] if destination.root else []
     with suppress(NotOnS3, UnreadableUri):
         experiment = Location.parse(tombstone.experiment_uri, destination, tombstone.entity.workspace)
-        known.append(_server_root(experiment, tombstone.entity.experiment_id, tombstone.entity.workspace))
+        known.append(server_root(experiment, tombstone.entity.experiment_id, tombstone.entity.workspace))
     containing = [root for root in known if root.contains(location)]
     if containing:
         return max(containing, key=lambda root: len(root.prefix))
@@ -140,12 +140,13 @@ def root_of_experiment(uri: str, experiment_id: str, workspace: str, destination
     """The root that an experiment's location tells, as for ``root_of``; None where MLflow writes nothing to S3."""
     try:
         foreign = proxied_host(uri) or uri.partition(":")[0].lower() in ("s3a", "s3n")
-        return None if foreign else _server_root(Location.parse(uri, destination, workspace), experiment_id, workspace)
+        return None if foreign else server_root(Location.parse(uri, destination, workspace), experiment_id, workspace)
     except (NotOnS3, UnreadableUri):
         return None
 
 
-def _server_root(experiment: Location, experiment_id: str, workspace: str) -> Location:
+def server_root(experiment: Location, experiment_id: str, workspace: str) -> Location:
+    """The artifact root that a server made the experiment's location from, or that location where none did."""
     segments = experiment.prefix.split("/")[:-1]
     if not segments or segments[-1] != experiment_id:
         return experiment

@@ -49,6 +49,10 @@ _DIGITS: Final = 10
 """From so many digits on, a number is no experiment's id: MLflow's are 32 bits wide."""
 _TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
 """MLflow's tags that hold a trace's places (mlflow/tracing/constant.py)."""
+_READY: Final = 2
+"""A logged model's status once its files are written (LOGGED_MODEL_READY in mlflow's service.proto)."""
+_ARTIFACT_TAGS: Final = ("mlflow.log-model.history", "mlflow.loggedArtifacts", "mlflow.loggedImages")
+"""MLflow's tags on runs that tell of artifacts which it has written."""
 VERSION: Final = ("workspace", "name", "version", "current_stage", "source", "storage_location")
 """What of a model version tells where it points."""
 _DELETED_VERSION: Final = "Deleted_Internal"
@@ -93,6 +97,8 @@ _TRACKING: Final = (
     "datasets",
     "inputs",
     "evaluation_dataset_records",
+    "tags",
+    "workspaces",
 )
 _REGISTRY: Final = ("model_versions", "registered_model_aliases")
 
@@ -230,6 +236,10 @@ class Tracking:
             *self._dataset_sources(),
             *self._attachments(),
         ]
+
+    def own_places(self) -> list[Reference]:
+        """Where the rows say that their own artifacts lie: one for all that differ in their ids alone."""
+        return list(self._own_places())
 
     def _own_places(self) -> Iterator[Reference]:
         runs = self._runs
@@ -378,6 +388,83 @@ class Tracking:
             for row in rows
         ]
 
+    def experiments(self) -> list[Experiment]:
+        """Every experiment, live or deleted."""
+        experiments = self._experiments
+        name = experiments.c.name if self._columns.has("experiments", "name") else sa.literal("")
+        query = sa.select(experiments.c.experiment_id, experiments.c.artifact_location, self._workspace, name)
+        rows = self._connection.execute(query)
+        return [Experiment(str(id_), uri or "", workspace, called or "") for id_, uri, workspace, called in rows]
+
+    def workspaces(self) -> dict[str, str]:
+        """The workspaces by name, each with its own artifact root (empty where it has none)."""
+        if not self._columns.has("workspaces", "name"):
+            return {}
+        table = self._columns.table("workspaces")
+        has_root = self._columns.has("workspaces", "default_artifact_root")
+        query = sa.select(table.c.name, table.c.default_artifact_root if has_root else sa.literal(""))
+        return {name: root or "" for name, root in self._connection.execute(query)}
+
+    def page(self, kind: EntityKind, after: str, size: int) -> tuple[list[OwnRow], str]:
+        """Rows of a kind, live and deleted, in the order of their ids, and the last id (empty: there are no more).
+
+        A page at a time, because on SQLite a long reading makes a user's commit wait.
+        """
+        (name, column) = next((name, column) for of, name, column in _ID_COLUMNS if of is kind)
+        if not self._columns.has(name):
+            return [], ""
+        table = self._runs if kind is EntityKind.RUN else self._columns.table(name)
+        ids = sa.select(table.c[column].label("id")).where(table.c[column] > after).order_by(table.c[column])
+        part = ids.limit(size).subquery()
+        found = list(self._connection.execute(self._page_query(kind, table, part)))
+        rows = [
+            OwnRow(tombstone=_tombstone(kind, row), owner=owner or "", full=bool(full)) for *row, owner, full in found
+        ]
+        # In the database's own order, which is not ours.
+        return rows, rows[-1].tombstone.entity.id if rows else ""
+
+    def _page_query(self, kind: EntityKind, table: sa.TableClause, part: sa.Subquery) -> sa.Select[Any]:
+        runs, experiments, id_ = self._runs, self._experiments, part.c.id
+        user: sa.ColumnElement[Any] = runs.c.user_id if self._columns.has("runs", "user_id") else sa.literal("")
+        joined: sa.FromClause
+        shown: tuple[sa.ColumnElement[Any], ...] = (sa.null(), sa.literal(""), sa.literal(0))
+        if kind is EntityKind.RUN:
+            joined = part.join(table, table.c.run_uuid == id_)
+            shown = (table.c.artifact_uri, user, sa.literal(0))
+        elif kind is EntityKind.LOGGED_MODEL:
+            joined = part.join(table, table.c.model_id == id_)
+            joined = joined.join(runs, runs.c.run_uuid == table.c.source_run_id, isouter=True)
+            has_status = self._columns.has("logged_models", "status")
+            full: sa.ColumnElement[Any] = sa.literal(0)
+            if has_status:
+                full = sa.case((table.c.status == _READY, 1), else_=0)
+            shown = (table.c.artifact_location, user, full)
+        else:
+            joined = part.join(table, table.c.request_id == id_)
+            if self._columns.has("trace_tags"):
+                tags = self._columns.table("trace_tags")
+                of_place = sa.and_(tags.c.request_id == id_, tags.c.key.in_(_TRACE_TAGS))
+                joined = joined.join(tags, of_place, isouter=True)
+                # Archived spans are nowhere else.
+                archived: sa.ColumnElement[Any] = sa.case((tags.c.key == _TRACE_TAGS[1], 1), else_=0)
+                shown = (tags.c.value, sa.literal(""), archived)
+        joined = joined.join(experiments, experiments.c.experiment_id == table.c.experiment_id, isouter=True)
+        uri, owner, says_so = shown
+        workspace = sa.func.coalesce(self._workspace, sa.literal(DEFAULT_WORKSPACE))
+        columns = (id_, uri, sa.null(), table.c.experiment_id, workspace, experiments.c.artifact_location)
+        return sa.select(*columns, owner, says_so).select_from(joined).order_by(id_)
+
+    def with_logged_artifacts(self, run_ids: Iterable[str]) -> set[str]:
+        """Those of these runs whose tags say that MLflow itself wrote artifacts of theirs."""
+        if not self._columns.has("tags", "run_uuid"):
+            return set()
+        tags = self._columns.table("tags")
+        query = sa.select(tags.c.run_uuid).where(tags.c.key.in_(_ARTIFACT_TAGS)).distinct()
+        found: set[str] = set()
+        for ids in _chunks(sorted(set(run_ids))):
+            found.update(self._connection.execute(query.where(tags.c.run_uuid.in_(ids))).scalars())
+        return found
+
     def experiment_stage(self, experiment_id: str) -> tuple[str, int | None]:
         """An experiment's stage, empty if it is not there, and the date that MLflow sets when it deletes it."""
         experiments = self._experiments
@@ -462,6 +549,28 @@ class Tracking:
 
 
 @dataclass(frozen=True, slots=True)
+class Experiment:
+    """An experiment's row."""
+
+    id: str
+    uri: str
+    workspace: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRow:
+    """A row that may own artifacts; ``tombstone`` has no date, and does not mean that it is deleted.
+
+    ``full``: the row itself says that there are artifacts. ``owner``: the user of the run, or of a model's run.
+    """
+
+    tombstone: Tombstone
+    owner: str
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TrackingDatabase:
     """A tracking database, probed once, and the site's word on when a logged model goes."""
 
@@ -478,6 +587,21 @@ class TrackingDatabase:
     def on(self, connection: Connection) -> Tracking:
         """The tracking database over a connection that is open."""
         return Tracking(connection, self.columns, models_follow_run=self.models_follow_run)
+
+    def own_rows(self, size: int = 5_000) -> Iterator[tuple[list[OwnRow], list[Tombstone]]]:
+        """Every row that may own artifacts, a page and a transaction at a time, and which of the page are deleted.
+
+        A trace comes once for each of its places.
+        """
+        for kind in EntityKind:
+            after = ""
+            while True:
+                with self.reading() as tracking:
+                    rows, after = tracking.page(kind, after, size)
+                    deleted = tracking.tombstones(row.tombstone.entity for row in rows) if rows else []
+                if not rows:
+                    break
+                yield rows, deleted
 
     @contextmanager
     def reading(self) -> Iterator[Tracking]:

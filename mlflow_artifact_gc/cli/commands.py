@@ -274,6 +274,68 @@ def status(**options: Any) -> None:
     standing.run(**options)
 
 
+_AUDIT_FIELDS = (
+    *("size", "old", "objects", "versions", "markers", "uploads", "money", "age"),
+    *("verdict", "lost", "kind", "id", "experiment", "workspace", "owner", "bucket", "prefix", "class"),
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc audit --backend-store-uri sqlite:///mlflow.db
+  mlflow-artifact-gc audit --filter 'verdict=left over' --filter 'size>1GB' --sort money
+  mlflow-artifact-gc audit --format parquet --output audit.parquet
+"""
+)
+@_stores
+@click.option("--root", "roots", multiple=True, metavar="URI", help="Another place to list; may be given repeatedly.")
+@click.option(
+    "--older-than", type=DURATION, help="Garbage is what was deleted so long ago.  [default: the site's grace, or 7d]"
+)
+@click.option(
+    "--min-object-age", type=DURATION, help="Younger objects are too young to judge.  [default: the site's, or 24h]"
+)
+@click.option(
+    "--filter",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="Only such prefixes: a field, one of = != < <= > >= ~ (contains), a value.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(_AUDIT_FIELDS),
+    default="size",
+    show_default=True,
+    help="What comes first; numbers down.",
+)
+@click.option("--limit", type=click.IntRange(0), help="So many prefixes.  [default: 20 in a table, else all]")
+@click.option("--output", "output_file", metavar="FILE", type=click.Path(dir_okay=False), help="Write it to a file.")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]")
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "json", "csv", "parquet"]),
+    default="table",
+    show_default=True,
+    callback=_remember_format,
+    is_eager=True,
+    help="A table for people, or all prefixes for programs.",
+)
+def audit(**options: Any) -> None:
+    """Say what is in S3, whose it is, what it costs and why it stays or goes. Reads only; needs no 'init'.
+
+    Lists the artifact locations of the tracking database once and gives every prefix exactly one verdict: live,
+    soft-deleted, protected, garbage, left over, too young to judge, or of an unknown layout.
+    """
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import auditing
+
+    auditing.run(**options)
+
+
 @click.command(
     epilog="""\b
 Examples:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import IO, TYPE_CHECKING, Final, Literal, Self
 
 import click
 
@@ -53,24 +53,25 @@ class Grid:
 
 
 class Output:
-    """Standard output."""
+    """Standard output, or a file."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self._file = file
+        self._terminal = (file or sys.stdout).isatty()
 
     def print(self, text: str = "", style: str = "") -> None:
         """A line; folded between words on a terminal."""
         if self._terminal:
             from rich.console import Console
 
-            Console(highlight=False, markup=False, emoji=False).print(text, style=style or None)
+            Console(file=self._file, highlight=False, markup=False, emoji=False).print(text, style=style or None)
         else:
-            click.echo(text)
+            click.echo(text, file=self._file)
 
     def table(self, grid: Grid) -> None:
         """A table; its last words are folded on a terminal."""
         if not self._terminal:
-            click.echo("\n".join(grid.lines()))
+            click.echo("\n".join(grid.lines()), file=self._file)
             return
         from rich.console import Console
         from rich.table import Table
@@ -82,11 +83,14 @@ class Output:
             shown.add_column(column, justify=side, no_wrap=column not in _FOLDED, overflow="fold")
         for (first, *others), style in zip(grid.rows, grid.styles, strict=True):
             shown.add_row(Text(first, style=style), *(Text(cell) for cell in others))
-        Console(highlight=False).print(shown)
+        Console(file=self._file, highlight=False).print(shown)
 
 
 class Meter:
-    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds."""
+    """Progress on standard error: a bar on a terminal, elsewhere a plain line every few seconds.
+
+    ``total`` 0: nobody knows.
+    """
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
@@ -98,7 +102,7 @@ class Meter:
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(title, total=total)
+            self._task = self._bar.add_task(title, total=total or None)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -117,6 +121,14 @@ class Meter:
         elif time.monotonic() - self._told > _QUIET_S:
             self._told = time.monotonic()
             click.echo(f"{self._title}: {self._done:,} of {self._total:,}", err=True)
+
+    def listed(self, count: int) -> None:
+        """So many objects were listed by now, of nobody knows how many."""
+        if self._bar:
+            self._bar.update(self._task, completed=count)
+        elif time.monotonic() - self._told > _QUIET_S:
+            self._told = time.monotonic()
+            click.echo(f"{self._title}: {count:,} objects", err=True)
 
     def note(self, text: str) -> None:
         """Something that a waiting person wants to know."""

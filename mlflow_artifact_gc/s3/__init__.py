@@ -12,7 +12,17 @@ from mlflow_artifact_gc.s3.client import connect, endpoint_name
 from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
 from mlflow_artifact_gc.s3.lifecycle import Configuration
-from mlflow_artifact_gc.s3.listing import Entry, Kind, Versioning, bucket_versioning, current, uploads, versions
+from mlflow_artifact_gc.s3.listing import (
+    Entry,
+    Folder,
+    Kind,
+    Versioning,
+    bucket_versioning,
+    current,
+    level,
+    uploads,
+    versions,
+)
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
 from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
 from mlflow_artifact_gc.s3.tagging import MOST_TAGS, Tagged, add_tag, remove_tag
@@ -30,6 +40,7 @@ __all__ = [
     "Configuration",
     "DeleteAnswer",
     "Entry",
+    "Folder",
     "Kind",
     "ListingIncomplete",
     "Marker",
@@ -44,6 +55,7 @@ __all__ = [
     "current",
     "delete",
     "endpoint_name",
+    "level",
     "remove_tag",
     "uploads",
     "versions",

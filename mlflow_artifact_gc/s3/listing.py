@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from mlflow_artifact_gc.s3.entries import Entry, Kind
+from mlflow_artifact_gc.s3.entries import Entry, Folder, Kind
 from mlflow_artifact_gc.s3.errors import S3_ERRORS, Answer, ListingIncomplete, Place, endpoint_name, translate
 from mlflow_artifact_gc.s3.parsing import PAGE, Page
 from mlflow_artifact_gc.s3.permissions import right
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Call = Callable[..., Any]
     _Markers = dict[str, str | None]
 
-__all__ = ["Entry", "Kind", "Versioning", "bucket_versioning", "current", "uploads", "versions"]
+__all__ = ["Entry", "Folder", "Kind", "Versioning", "bucket_versioning", "current", "level", "uploads", "versions"]
 
 
 class Versioning(StrEnum):
@@ -82,6 +82,37 @@ def uploads(client: S3Client, bucket: str, prefix: str) -> Iterator[Entry]:
     return _stream(_plain(client.list_multipart_uploads, place), place, prefix, following)
 
 
+def level(client: S3Client, bucket: str, prefix: str, *, with_versions: bool) -> Iterator[Entry | Folder]:
+    """What lies directly under ``prefix``, and the folders beneath it. Raises as ``versions`` does.
+
+    Args:
+        client: the client.
+        bucket: where.
+        prefix: empty, or ending in ``/``.
+        with_versions: list versions and delete markers, and the folders that hold nothing else too.
+    """
+    if with_versions:
+        call: _Call = client.list_object_versions
+        place = Place(endpoint_name(client), bucket, right("ListObjectVersions"))
+    else:
+        call = client.list_objects_v2
+        place = Place(endpoint_name(client), bucket, right("ListObjectsV2"))
+
+    def following(page: Page) -> _Markers:
+        if not with_versions:
+            return {"ContinuationToken": page.next_token}
+        # A page that ends with a folder has no version to go on from.
+        return {"KeyMarker": page.next_key} | ({"VersionIdMarker": page.next_id} if page.next_id else {})
+
+    request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+    for page in _pages(_encoded(call, place), place, request, following):
+        for name in page.names:
+            if not name.startswith(prefix):
+                raise ListingIncomplete(f"{place} lists the key {name!r} under the prefix {prefix!r}")
+        yield from page.entries
+        yield from map(Folder, page.folders)
+
+
 def bucket_versioning(client: S3Client, bucket: str) -> Versioning:
     """Whether the bucket keeps versions.
 
@@ -103,20 +134,33 @@ def _stream(
     ask: Callable[[dict[str, Any]], Page], place: Place, prefix: str, following: Callable[[Page], _Markers]
 ) -> Iterator[Entry]:
     request: dict[str, Any] = {"Bucket": place.bucket, "Prefix": prefix}
-    progress = _Progress(place)
-    while True:
-        page = ask(request)
+    for page in _pages(ask, place, request, following):
         for entry in page.entries:
             if not entry.key.startswith(prefix):
                 raise ListingIncomplete(f"{place} lists the key {entry.key!r} under the prefix {prefix!r}")
             yield entry
+
+
+def _pages(
+    ask: Callable[[dict[str, Any]], Page],
+    place: Place,
+    request: dict[str, Any],
+    following: Callable[[Page], _Markers],
+) -> Iterator[Page]:
+    """The pages of a listing, to its true end."""
+    progress = _Progress(place)
+    asked = dict(request)
+    while True:
+        page = ask(asked)
+        yield page
         if page.truncated is None:
             raise ListingIncomplete(f"{place} sent a page of a listing that does not say whether it is the last one")
         if not page.truncated:
             return
         markers = following(page)
         progress.step(markers)
-        request.update(markers)
+        # Not over the last page's: a marker that this page has not is none.
+        asked = request | markers
 
 
 class _Progress:
@@ -150,7 +194,7 @@ def _encoded(call: _Call, place: Place) -> Callable[[dict[str, Any]], Page]:
         if page.ambiguous is None:
             return page
         plain = _page(call, place, request)
-        page.ambiguous.learn((entry.key for entry in page.entries), (entry.key for entry in plain.entries))
+        page.ambiguous.learn(page.names, plain.names)
         return plain
 
     return ask

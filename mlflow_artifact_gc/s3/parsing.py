@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -57,6 +58,13 @@ class Page:
     next_key: str | None
     next_id: str | None
     ambiguous: PlusSign | None = None
+    folders: tuple[str, ...] = ()
+    """The common prefixes of a listing that asked for a delimiter."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything in it that may be encoded."""
+        return (*(entry.key for entry in self.entries), *self.folders)
 
 
 class DeletedRow(NamedTuple):
@@ -201,15 +209,18 @@ _OTHER_ROOTS: Final = {"VersioningConfiguration": "GetBucketVersioningResponse"}
 def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_tag: str, id_tag: str) -> Page:
     found: list[tuple[_RowReader, _Fields]] = []
     top: _Fields = {}
+    folders: list[str] = []
     names = _Names()
     for element in tree:
         name = names[element.tag]
         reader = readers.get(name)
-        if reader is None:
-            top[name] = element.text or ""
-        else:
+        if reader is not None:
             found.append((reader, _fields(element, names)))
-    texts = [_required(fields, "Key") for _, fields in found]
+        elif name == "CommonPrefixes":
+            folders.append(_required(_fields(element, names), "Prefix"))
+        else:
+            top[name] = element.text or ""
+    texts = [*(_required(fields, "Key") for _, fields in found), *folders]
     keys: list[str] | None = texts
     next_key = top.get(key_tag) or None
     if top.get("EncodingType") == "url" and is_encoded("".join(texts)):
@@ -219,7 +230,8 @@ def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_
                 next_key = decoded_marker(next_key, keys, plus)
         except UnicodeDecodeError as error:
             raise BodyUnreadable("a key that is not UTF-8") from error
-    rows = zip(found, texts if keys is None else keys, strict=True)
+    told = texts if keys is None else keys
+    rows = zip(found, told[: len(found)], strict=True)
     return Page(
         entries=tuple([reader(fields, key) for (reader, fields), key in rows]),
         truncated={"true": True, "false": False}.get(top.get("IsTruncated", "").strip().lower()),
@@ -227,17 +239,19 @@ def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_
         next_key=next_key,
         next_id=top.get(id_tag) or None,
         ambiguous=plus if keys is None else None,
+        folders=tuple(told[len(found) :]),
     )
 
 
 def _version(fields: _Fields, key: str) -> Entry:
     kind = Kind.CURRENT if _is_latest(fields) else Kind.NONCURRENT
-    return Entry(key, kind, fields.get("VersionId") or "null", _size(fields), _modified(fields.get("LastModified")))
+    modified_ms = _modified(fields.get("LastModified"))
+    return Entry(key, kind, fields.get("VersionId") or "null", _size(fields), modified_ms, _class(fields))
 
 
 def _marker(fields: _Fields, key: str) -> Entry:
     modified_ms = _modified(fields.get("LastModified"))
-    return Entry(key, Kind.MARKER, fields.get("VersionId") or "null", 0, modified_ms, _is_latest(fields))
+    return Entry(key, Kind.MARKER, fields.get("VersionId") or "null", 0, modified_ms, hides=_is_latest(fields))
 
 
 def _is_latest(fields: _Fields) -> bool:
@@ -245,11 +259,16 @@ def _is_latest(fields: _Fields) -> bool:
 
 
 def _current(fields: _Fields, key: str) -> Entry:
-    return Entry(key, Kind.CURRENT, None, _size(fields), _modified(fields.get("LastModified")))
+    return Entry(key, Kind.CURRENT, None, _size(fields), _modified(fields.get("LastModified")), _class(fields))
 
 
 def _upload(fields: _Fields, key: str) -> Entry:
     return Entry(key, Kind.UPLOAD, _required(fields, "UploadId"), 0, _modified(fields.get("Initiated")))
+
+
+def _class(fields: _Fields) -> str:
+    # One text for millions of rows: entries are kept.
+    return intern(fields.get("StorageClass", ""))
 
 
 def _size(fields: _Fields) -> int:

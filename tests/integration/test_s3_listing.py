@@ -13,12 +13,15 @@ import pytest
 
 from mlflow_artifact_gc.s3 import (
     BucketPaused,
+    Entry,
+    Folder,
     Kind,
     ListingIncomplete,
     Transient,
     Versioning,
     bucket_versioning,
     current,
+    level,
     uploads,
     versions,
 )
@@ -433,3 +436,53 @@ def test_random_keys_come_back(moto_s3: S3Server, monkeypatch: pytest.MonkeyPatc
     put_all(client, bucket, keys)
 
     assert keys == sorted(entry.key for entry in current(client, bucket, "p/")), keys
+
+
+@pytest.mark.parametrize(("fixture", "number"), [("moto_s3", 1100), ("seaweed", 1100)])
+def test_one_level_is_listed_to_its_end(
+    fixture: str, number: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders and objects of one level, each once, over several pages; a folder that only versions fill is seen too."""
+    server: S3Server = request.getfixturevalue(fixture)
+    client, bucket = client_of(server, monkeypatch), make_bucket(server)
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    folders = [f"p/d{n:04}/" for n in range(number)]
+    put_all(client, bucket, [*(f"{folder}x" for folder in folders), "p/f1", "p/f2", "p/hidden/x", "p2/x"])
+    client.delete_object(Bucket=bucket, Key="p/hidden/x")
+
+    plain = list(level(client, bucket, "p/", with_versions=False))
+    all_ = list(level(client, bucket, "p/", with_versions=True))
+
+    assert sorted(one.key for one in plain if isinstance(one, Entry)) == ["p/f1", "p/f2"]
+    assert sorted(one.key for one in all_ if isinstance(one, Entry)) == ["p/f1", "p/f2"]
+    assert sorted(one.prefix for one in all_ if isinstance(one, Folder)) == [*folders, "p/hidden/"]
+    assert set(folders) <= {one.prefix for one in plain if isinstance(one, Folder)}
+
+
+@pytest.mark.parametrize("name", ["a b", "a+b", "ä%41", "a&<b"])
+@pytest.mark.parametrize("fixture", ["moto_s3", "seaweed"])
+def test_the_name_of_a_folder_is_byte_exact(
+    fixture: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but a folder shows what + means to the server."""
+    server: S3Server = request.getfixturevalue(fixture)
+    client, bucket = client_of(server, monkeypatch), make_bucket(server)
+    put_all(client, bucket, [f"p/{name}/x"])
+
+    for with_versions in (False, True):
+        assert list(level(client, bucket, "p/", with_versions=with_versions)) == [Folder(f"p/{name}/")]
+
+
+@pytest.mark.parametrize("fixture", ["moto_s3", "seaweed"])
+def test_an_entry_has_its_storage_class(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As both listings of objects tell it."""
+    server: S3Server = request.getfixturevalue(fixture)
+    client, bucket = client_of(server, monkeypatch), make_bucket(server)
+    put_all(client, bucket, ["p/hot"])
+    client.put_object(Bucket=bucket, Key="p/cold", Body=b"", StorageClass="STANDARD_IA")
+
+    for listing in (current, versions):
+        found = {entry.key: entry.storage_class for entry in listing(client, bucket, "p/")}
+        assert found == {"p/hot": "STANDARD", "p/cold": "STANDARD_IA"}

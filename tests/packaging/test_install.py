@@ -115,7 +115,7 @@ def test_the_command_is_there(environment: Environment, tmp_path: Path) -> None:
 
 
 def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
-    """Migrations, their template, the type marker and each module are in; tests and top-level strangers are not."""
+    """All that belongs in is in, data files and modules; tests and top-level strangers are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {
         str(path.relative_to(CHECKOUT))
@@ -124,6 +124,7 @@ def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
 
     assert {REVISION_FILE, "mlflow_artifact_gc/migrations/script.py.mako", "mlflow_artifact_gc/py.typed"} <= names
+    assert "mlflow_artifact_gc/price_files/aws-2026-11.json" in names
     assert modules <= names
     assert top_level == {"mlflow_artifact_gc"}
 

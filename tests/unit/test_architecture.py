@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
-    {"__init__", "errors", "expiry_tag", "locations", "model", "quantities"},
-    {"lifecycle", "policy", "protection", "planning"},
+    {"__init__", "errors", "expiry_tag", "locations", "model", "prices", "quantities"},
+    {"layouts", "lifecycle", "policy", "protection", "planning"},
     {
         "config",
         "tables",
@@ -54,6 +54,9 @@ LAYERS = (
         "kept",
         "restoring",
         "settling",
+        "tallying",
+        "inventory",
+        "auditing",
     },
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
