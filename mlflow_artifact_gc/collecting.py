@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, journal, planning, references, s3, schema, session, surveying, sweeping
+from mlflow_artifact_gc import database, holds, journal, planning, references, s3, schema, session, surveying, sweeping
 from mlflow_artifact_gc.config import Settings, never_below
 from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, StorageError
 from mlflow_artifact_gc.locations import Location, proxied_path
@@ -265,9 +265,11 @@ class CommandCollection:
         return self._needed_elsewhere(key)
 
     def _needed_elsewhere(self, key: _Key) -> str:
-        """Who needs it: read anew where the registry has changed, and from minute to minute."""
+        """Who needs it: read anew where the registry has changed, or a hold was put on, and from minute to minute."""
         registry = self._session.registry
-        state = references.registry_state(registry) if registry is not None else ()
+        with database.reading(self._session.engine) as connection:
+            held = holds.count(connection)
+        state = (held, *(references.registry_state(registry) if registry is not None else ()))
         if state != self._registered or time.monotonic() - self._read_s > _FRESH_S:
             self._read_s, self._registered = time.monotonic(), state
             self._needed = self._needed_now()
@@ -275,7 +277,9 @@ class CommandCollection:
 
     def _needed_now(self) -> dict[_Key, str]:
         keys = [key for key in self._lines if self._outside(key)]
-        protection = Protection([Candidate(id_, _NOWHERE) for _, id_ in keys], self._session.destination)
+        entities = [self._lines[key][0].entity for key in keys]
+        candidates = [Candidate(entity.id, _NOWHERE, entity.experiment_id) for entity in entities]
+        protection = Protection(candidates, self._session.destination)
         found: dict[_Key, str] = {}
         for one in references.read(self._session.tracked, self._session.registry):
             # A deleted row protects what it lies in, as it does on S3.

@@ -62,7 +62,7 @@ class Intake:
             if not notes:
                 break
             expected += self._work_off(notes)
-            registry_changed |= any(note.subject in (Subject.MODEL_VERSION, Subject.REGISTERED_MODEL) for note in notes)
+            registry_changed |= any(note.subject in inbox.NEEDING for note in notes)
             with database.writing(self._engine) as connection:
                 inbox.drained(connection, [note.id for note in notes])
         if registry_changed:

@@ -107,7 +107,7 @@ def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts)
     """For each protected position: the first live holder, and the first deleted one."""
     positions = [index for index, place in enumerate(places) if place.location]
     candidates = [
-        Candidate(chosen[index].entity.id, location)
+        Candidate(chosen[index].entity.id, location, chosen[index].entity.experiment_id)
         for index in positions
         if (location := places[index].location) is not None
     ]

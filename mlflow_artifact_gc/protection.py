@@ -33,10 +33,11 @@ _PATTERN = re.compile(r"[*?\[{#\x1f]")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entity's id and the location that may be swept."""
+    """An entity's id, the location that may be swept, and the experiment that it belongs to, where that is known."""
 
     id: str
     location: Location
+    experiment_id: str = ""
 
 
 def cores(text: str) -> set[str]:
@@ -67,6 +68,7 @@ class Protection:
         self._destination = destination
         self._by_core: defaultdict[str, list[int]] = defaultdict(list)
         self._odd: list[int] = []
+        self._by_experiment: defaultdict[str, list[int]] = defaultdict(list)
         self._by_bucket: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         for index, candidate in enumerate(candidates):
             if _ID_WITH_CORE.fullmatch(candidate.id):
@@ -74,6 +76,7 @@ class Protection:
             else:
                 self._odd.append(index)
             self._by_bucket[candidate.location.bucket].append((candidate.location.prefix, index))
+            self._by_experiment[candidate.experiment_id].append(index)
         for places in self._by_bucket.values():
             places.sort()
 
@@ -84,6 +87,8 @@ class Protection:
             ReferencesIncomplete: the text is a proxied URI and nobody has said where the proxy keeps its objects.
         """
         hits: set[int] = set()
+        if reference.experiment_id:
+            hits.update(self._by_experiment.get(reference.experiment_id, ()))
         for text in readings(reference.text):
             hits.update(self._by_id(text))
         for place, strength in self._places(reference):

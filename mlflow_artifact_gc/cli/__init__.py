@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlflow_artifact_gc import __version__
-from mlflow_artifact_gc.cli.commands import demo, gc, init, status, worker
+from mlflow_artifact_gc.cli.commands import demo, gc, hold, init, status, worker
 from mlflow_artifact_gc.errors import ArtifactGcError
 
 _EXIT_CODES = """\b
@@ -56,5 +56,5 @@ def main() -> None:
     """
 
 
-for _command in (init, gc, status, worker, demo):
+for _command in (init, gc, status, hold, worker, demo):
     main.add_command(_command)

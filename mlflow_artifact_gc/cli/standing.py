@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import agenda, database, journal, kept, lease
-from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc import agenda, database, holds, journal, kept, lease
+from mlflow_artifact_gc.cli import holding, render
 from mlflow_artifact_gc.cli.output import Grid, Output
+from mlflow_artifact_gc.keeping import Hold
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Decision, Reason
 from mlflow_artifact_gc.policy import Scope
@@ -29,6 +30,7 @@ def run(*, output: str, **options: Any) -> None:
         held, workers = agenda.held_back(connection), lease.standing(connection)
         seen_ms, troubled = agenda.first_seen(connection), agenda.troubled(connection)
         lost = agenda.lost(connection)
+        by_hand = holds.active(connection, now_ms)
     cutoff_ms = now_ms - session.site.grace_ms
     found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
     found = replace(found, decisions=tuple(_by_the_later_date(line, seen_ms, cutoff_ms) for line in found.decisions))
@@ -43,6 +45,7 @@ def run(*, output: str, **options: Any) -> None:
         workers=workers,
         troubled=troubled,
         lost=lost,
+        by_hand=by_hand,
     )
     if output == "json":
         render.print_json({"command": "status", **_document(state)})
@@ -64,6 +67,7 @@ class _State:
     workers: lease.Standing
     troubled: list[tuple[str, int]]
     lost: int
+    by_hand: list[Hold]
 
     @property
     def worker_lives(self) -> bool:
@@ -94,6 +98,7 @@ def _document(state: _State) -> dict[str, Any]:
         "protected": [
             {"kind": line.entity.kind.value, "id": line.entity.id, "by": line.evidence} for line in _protected(found)
         ],
+        "holds": holding.documents(state.by_hand, state.now_ms),
         "kept_models_of_deleted_runs": render.kept_document(state.kept),
         "intents": {name.value: count for name, count in summary.by_state.items()},
         "deleted_objects": summary.deleted_objects,
@@ -141,6 +146,11 @@ def _print(state: _State) -> None:
         out.table(grid)
         if len(protected) > _EXAMPLES:
             out.print(f"… and {len(protected) - _EXAMPLES:,} more (--format json has them all)")
+    if state.by_hand:
+        out.print("")
+        out.table(holding.table(state.by_hand[:_EXAMPLES], state.now_ms))
+        if len(state.by_hand) > _EXAMPLES:
+            out.print(f"… and {len(state.by_hand) - _EXAMPLES:,} more ('hold ls' has them all)")
     if summary.failed:
         grid = Grid("failed", "location", "why")
         for kind, id_, location, detail in summary.failed:

@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "locations", "model", "quantities"},
-    {"policy", "protection", "planning"},
+    {"policy", "protection", "keeping", "planning"},
     {
         "config",
         "tables",
@@ -28,6 +28,7 @@ LAYERS = (
         "database",
         "processes",
         "combining",
+        "holds",
         "references",
         "inbox",
         "journal",
