@@ -246,6 +246,7 @@ class Tracking:
             *self._experiment_places(),
             *self._dataset_sources(),
             *self._attachments(),
+            *self._inputs_and_outputs(),
         ]
 
     def _own_places(self) -> Iterator[Reference]:
@@ -349,6 +350,33 @@ class Tracking:
             for text in (text for document in documents for text in texts_in(document or "")):
                 if "mlflow-attachment:" in text:
                     yield Reference(holder=f"evaluation dataset {dataset_id}, attachment", text=text)
+
+    def _inputs_and_outputs(self) -> Iterator[Reference]:
+        """Logged models that are gone and that live runs have used or made.
+
+        Whoever deletes a model by itself means what its own run says of it: that link does not keep it, others do.
+        """
+        if not (self._columns.has("inputs") and self._columns.has("logged_models")):
+            return
+        inputs, models = self._columns.table("inputs"), self._columns.table("logged_models")
+        user = sa.alias(self._columns.table("runs"), "using")
+        links = {"RUN_INPUT": "input", "RUN_OUTPUT": "output"}
+        joined = (
+            self._gone_models_join(models)
+            .join(inputs, inputs.c.destination_id == models.c.model_id)
+            .join(user, user.c.run_uuid == inputs.c.source_id)
+        )
+        own = sa.and_(models.c.lifecycle_stage == DELETED, models.c.source_run_id == inputs.c.source_id)
+        query = sa.select(models.c.model_id, inputs.c.source_id, inputs.c.source_type).select_from(joined)
+        query = query.where(
+            self._model_gone(models),
+            inputs.c.source_type.in_(sorted(links)),
+            sa.func.coalesce(user.c.lifecycle_stage, "") != DELETED,
+            sa.func.coalesce(sa.case((own, 1), else_=0), 0) == 0,
+        )
+        rows: Iterable[Any] = self._connection.execute(query)
+        for model_id, run_id, link in rows:
+            yield Reference(holder=f"run {run_id}, {links[link]}", text=f"models:/{model_id}")
 
     def _gone_models_join(self, models: sa.TableClause) -> sa.Join:
         """Logged models, their experiments and the runs that they were made in: what ``_model_gone`` asks."""
