@@ -51,14 +51,16 @@ def add(*, output: str, **options: Any) -> None:
     engine, site = _opened(options["backend_store_uri"])
     _require_known(engine, site, kind, targets, options)
 
-    def statements(connection: Connection) -> tuple[list[Hold], dict[journal.State, int]]:
+    def statements(connection: Connection) -> list[Hold]:
         now_ms = database.clock_ms(connection)
         until_ms = None if options["until"] is None else parse_end(options["until"], now_ms)
         about = {"reason": reason, "author": author, "workspace": options["workspace"]}
-        made = holds.add(connection, kind, targets, until_ms=until_ms, now_ms=now_ms, **about)
-        return made, holds.too_late(connection, kind, targets, now_ms)
+        return holds.add(connection, kind, targets, until_ms=until_ms, now_ms=now_ms, **about)
 
-    made, too_late = database.written(engine, statements)
+    made = database.written(engine, statements)
+    # Once it is committed: whoever does not see the hold has claimed before, and is seen here.
+    with database.reading(engine) as connection:
+        too_late = holds.too_late(connection, kind, targets, database.clock_ms(connection))
     warnings = [_too_late(state, count) for state, count in sorted(too_late.items())]
     if output == "json":
         listed = [_document(one, made[0].created_ms) for one in made]
@@ -90,7 +92,8 @@ def _targets(options: dict[str, Any]) -> tuple[HoldKind, list[str]]:
 
 
 def _text(name: str, given: str) -> str:
-    text = " ".join(given.split())
+    # Nothing of it steers a terminal: reports print it.
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in given).split())
     if not text or len(text) > _LONGEST[name]:
         raise UsageError(f"--{name} has {len(text):,} characters: expected between 1 and {_LONGEST[name]:,}")
     return text

@@ -379,6 +379,20 @@ def test_a_hold_in_the_middle_of_a_sweep_keeps_the_rest(any_site: Site, monkeypa
     _held_in_the_middle(any_site, monkeypatch, "run")
 
 
+def test_a_hold_on_what_is_being_swept_says_so(moto_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever puts it on learns that a part may be gone."""
+    site = moto_site
+    dead = site.run(site.experiment(), n_objects=25)
+    site.delete_run(dead)
+    init(site)
+    told: list[str] = []
+    add = ("add", "--run-id", dead, "--reason", "stop")
+    _between_two_batches(monkeypatch, lambda: told.append(hold(site, *add).err))
+
+    assert outcomes(gc(site)) == {dead: "protected"}
+    assert told == ["Note: too late for some of it: 1 location is being purged at this moment.\n"]
+
+
 @pytest.mark.parametrize("on", ["experiment", "location", "experiment's keep tag"])
 def test_whatever_is_held_in_the_middle_of_a_sweep(moto_site: Site, monkeypatch: pytest.MonkeyPatch, on: str) -> None:
     """By a hold on what is around it, and by the tag that a user sets on a live experiment, which MLflow allows."""
@@ -547,7 +561,7 @@ def test_holds_are_listed(moto_site: Site) -> None:
     assert hold(site, "ls", "--all").out == "There has never been a hold.\n"
     experiment = site.experiment()
     runs = [site.run(experiment) for _ in range(3)]
-    made = hold(site, "add", "--run-id", ",".join(runs[:2]), "--run-id", runs[2], "--reason", "why  not\nthis")
+    made = hold(site, "add", "--run-id", ",".join(runs[:2]), "--run-id", runs[2], "--reason", "why  not\n\x1bthis")
     assert made.out.splitlines()[0] == f"Hold #1: run {runs[0]} is kept from now on, until 'hold rm' releases it."
     year = time.gmtime().tm_year + 1
     dated = hold(site, "add", "--experiment-id", experiment, "--reason", "r", "--until", f"{year}-01-01").out

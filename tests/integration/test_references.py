@@ -66,14 +66,21 @@ def _add_versions(cast: Cast) -> None:
         site.alias("churn", alias, version)
     site.register("sourced", f"{site.artifact_uri(by_source)}/model")
     site.set_version_columns("sourced", 1, storage_location=None)
+    copied = site.run(cast.live, {"model/MLmodel": 10})
+    site.register("origin", f"{site.artifact_uri(copied)}/model", run_id=copied)
+    site.register("copy", "models:/origin/1")
+    site.register("copy-of-copy", "models:/copy/1")
+    for name in ("origin", "copy"):
+        site.delete_version(name, 1)
     of_model = site.logged_model(cast.doomed, n_objects=1)
     site.register("logged", f"models:/{of_model}", local_model_id=of_model)
     cast.holders |= {
         champion: "registered model churn, version 2 (@best) (@champion), storage_location",
+        copied: "registered model copy-of-copy, version 1, storage_location",
         by_source: "registered model sourced, version 1, source",
         of_model: "registered model logged, version 1, storage_location",
     }
-    for one in (champion, by_source):
+    for one in (champion, by_source, copied):
         site.delete_run(one)
 
 
