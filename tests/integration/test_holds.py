@@ -530,24 +530,27 @@ def test_a_deletion_by_route_is_refused_where_it_is_held(site: Site, monkeypatch
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    experiment = site.experiment()
+    experiment, kept = site.experiment(), site.experiment()
     deleted, live, tagged, free = (site.run(experiment, {"model/a": 10, "b": 10}) for _ in range(4))
+    of_experiment = site.run(kept, {"model/a": 10, "b": 10})
     run_tag(site, tagged, "true")
     site.delete_run(deleted)
     init(site, *AT_ONCE)
     for run_id in (deleted, live):
         put(site, "--run-id", run_id)
+    put(site, "--experiment-id", kept)
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", site.uri)
     monkeypatch.setenv("_MLFLOW_SERVER_REGISTRY_STORE", site.uri)
     for run_id, part, holder in (
         (deleted, None, "hold #1 by alice"),
         (live, "model", "hold #2 by alice"),
         (tagged, "model", "keep tag"),
+        (of_experiment, "model", "hold #3 by alice"),
     ):
         with pytest.raises(MlflowException, match=holder):
             get_artifact_repository(site.artifact_uri(run_id)).delete_artifacts(part)
     get_artifact_repository(site.artifact_uri(free)).delete_artifacts("model")
-    assert [len(left(site, one)) for one in (deleted, live, tagged, free)] == [2, 2, 2, 1]
+    assert [len(left(site, one)) for one in (deleted, live, tagged, of_experiment, free)] == [2, 2, 2, 2, 1]
 
 
 # The command
