@@ -441,12 +441,15 @@ class CommandCollection:
         plan, _ = self._planned
         with self._session.tracked.reading() as tracking:
             stage, deleted_ms = tracking.experiment_stage(id_)
+            holder = tracking.experiments_held(id_).get(id_, "")
         if stage != DELETED:
             return "it is not deleted any more"
         if self._asked.by_id and id_ not in self._asked.scope.experiment_ids:
             return "it was not named"
         if deleted_ms is None or deleted_ms > plan.cutoff_ms:
             return Reason.UNDATED.sentence if deleted_ms is None else self._grace(deleted_ms)
+        if holder:
+            return f"{Reason.PROTECTED.sentence}: {holder}"
         mine = [key for key, lines in self._lines.items() if lines[0].entity.experiment_id == id_]
         kept = {key: why for key in mine if (why := self.why_kept(*key))}
         self._eraser.erase({self._lines[key][0].entity: self._lines[key] for key in mine if key not in kept})

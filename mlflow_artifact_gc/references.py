@@ -457,6 +457,12 @@ class Tracking:
             if (holder := kept_by_tag(f"experiment {id_}", value, self._now_ms))
         ]
 
+    def experiments_held(self, only: str | None = None) -> dict[str, str]:
+        """Which experiments are to be kept, themselves included, by a hold or a keep tag, and by whom: one, or all."""
+        tagged = self.kept_experiments(None if only is None else [only])
+        found = {one.experiment_id: one.holder for one in tagged}
+        return found | {one.target: one.holder for one in self.holds() if one.kind is HoldKind.EXPERIMENT}
+
     def _kept_models(self, tags_of_runs: sa.TableClause) -> Iterator[Reference]:
         if not self._columns.has("logged_models"):
             return

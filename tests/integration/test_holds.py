@@ -525,6 +525,28 @@ def test_mlflow_gc_deletes_nothing_that_is_held(
     assert [len(left(site, one)) for one in (held, tagged, in_kept, free)] == [1, 1, 1, 0]
 
 
+def test_an_experiment_that_is_held_keeps_its_row(site: Site) -> None:
+    """Also where nothing in S3 is its: its tags, and traces whose spans are in the database, go with the row."""
+    bare, tagged, empty, free = (site.experiment() for _ in range(4))
+    site.trace(bare, {})
+    site.execute("DELETE FROM trace_tags")
+    experiment_tag(site, tagged, "true")
+    for experiment in (bare, tagged, empty, free):
+        site.delete_experiment(experiment)
+    init(site, *AT_ONCE)
+    for experiment in (bare, empty):
+        put(site, "--experiment-id", experiment)
+    gone = gc(site, "--metadata", "delete", "--experiment-ids", f"{free},{empty},{tagged},{bare}")
+    assert gone["experiments_deleted"] == []  # nothing of theirs was due
+    site.delete_run(site.run(site.experiment(), n_objects=1))
+    assert gc(site, "--metadata", "delete")["experiments_deleted"] == [free]
+    assert mlflow_gc(site).code == 0
+    assert {bare, tagged, empty} <= {row.id for row in site.rows()}
+    hold(site, "rm", "1", "2")
+    assert mlflow_gc(site).code == 0
+    assert {row.id for row in site.rows()} & {bare, tagged, empty} == {tagged}
+
+
 def test_a_deletion_by_route_is_refused_where_it_is_held(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a deleted run, and a part of a live one; by holds as by keep tags."""
     from mlflow.exceptions import MlflowException
