@@ -32,10 +32,10 @@ _OPTIONS: Final = {
 _LONGEST: Final = {"author": 255, "reason": 2_000, "target": 2_048}
 _LARGEST: Final = 2**63 - 1
 _STATES: Final = {
-    journal.State.SWEPT: "were purged before",
-    journal.State.CLOSED: "were purged before",
-    journal.State.WAITING: "were hidden or tagged before, and the bucket's lifecycle rule removes them",
-    journal.State.SWEEPING: "are being purged at this moment",
+    journal.State.SWEPT: "have gone already",
+    journal.State.CLOSED: "have gone already",
+    journal.State.WAITING: "were hidden or tagged before, and are to be taken back by the worker or 'gc' in time",
+    journal.State.SWEEPING: "are being swept at this moment",
 }
 
 
@@ -55,7 +55,9 @@ def add(*, output: str, **options: Any) -> None:
         now_ms = database.clock_ms(connection)
         until_ms = None if options["until"] is None else parse_end(options["until"], now_ms)
         about = {"reason": reason, "author": author, "workspace": options["workspace"]}
-        return holds.add(connection, kind, targets, until_ms=until_ms, now_ms=now_ms, **about)
+        made = holds.add(connection, kind, targets, until_ms=until_ms, now_ms=now_ms, **about)
+        _wake(connection, [one.id for one in made])
+        return made
 
     made = database.written(engine, statements)
     # Once it is committed: whoever does not see the hold has claimed before, and is seen here.
@@ -172,7 +174,14 @@ def _too_late(state: journal.State, count: int) -> str:
 
 
 def _one(words: str) -> str:
-    return words.replace("were ", "was ", 1).replace("are ", "is ", 1).replace("removes them", "removes it")
+    return words.replace("have ", "has ", 1).replace("were ", "was ", 1).replace("are ", "is ", 1)
+
+
+def _wake(connection: Connection, ids: Iterable[int]) -> None:
+    """The worker looks at once at what is kept, or waits for S3: as when the registry has changed."""
+    notes = [inbox.note(inbox.Event.REGISTERED, inbox.Subject.HOLD, str(id_)) for id_ in ids]
+    for statement in inbox.notes(connection.dialect.name, notes):
+        connection.execute(statement)
 
 
 # Releasing
@@ -191,10 +200,7 @@ def release(*, output: str, **options: Any) -> None:
         if unknown:
             raise UsageError(f"There is no hold {', '.join(unknown)}, and none was released: 'hold ls' lists them")
         holds.release(connection, ids, by=author, now_ms=now_ms)
-        # The worker looks at once at what was kept.
-        notes = [inbox.note(inbox.Event.REGISTERED, inbox.Subject.HOLD, str(id_)) for id_ in ids]
-        for statement in inbox.notes(connection.dialect.name, notes):
-            connection.execute(statement)
+        _wake(connection, ids)
         now = holds.some(connection, ids)
         return [now[id_] for id_ in ids if found[id_].released_ms is None], [
             found[id_] for id_ in ids if found[id_].released_ms is not None

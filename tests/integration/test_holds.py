@@ -390,7 +390,7 @@ def test_a_hold_on_what_is_being_swept_says_so(moto_site: Site, monkeypatch: pyt
     _between_two_batches(monkeypatch, lambda: told.append(hold(site, *add).err))
 
     assert outcomes(gc(site)) == {dead: "protected"}
-    assert told == ["Note: too late for some of it: 1 location is being purged at this moment.\n"]
+    assert told == ["Note: too late for some of it: 1 location is being swept at this moment.\n"]
 
 
 @pytest.mark.parametrize("on", ["experiment", "location", "experiment's keep tag"])
@@ -621,9 +621,9 @@ def test_a_hold_that_comes_too_late_says_so(moto_site: Site) -> None:
     init(site)
     gc(site)
     ran = hold(site, "add", "--run-id", dead[0], "--reason", "late")
-    assert ran.err == "Note: too late for some of it: 1 location was purged before.\n"
+    assert ran.err == "Note: too late for some of it: 1 location has gone already.\n"
     ran = hold(site, "add", "--experiment-id", experiment, "--reason", "late", "--format", "json")
-    assert ran.json["warnings"] == ["too late for some of it: 2 locations were purged before."]
+    assert ran.json["warnings"] == ["too late for some of it: 2 locations have gone already."]
 
 
 _NOT_HELD: tuple[tuple[tuple[str, ...], str], ...] = (
