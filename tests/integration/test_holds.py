@@ -479,6 +479,24 @@ def test_what_is_released_in_its_grace_period_says_when_it_goes(hooked: Site) ->
     assert turn(site) == {run_id: "swept"}
 
 
+@pytest.mark.parametrize("on", ["run", "experiment"])
+def test_what_is_held_in_its_grace_period_says_so_at_once(hooked: Site, on: str) -> None:
+    """A run that waits no longer promises to go."""
+    site = hooked
+    init(site, "--grace", "7d", "--min-object-age", "0s")
+    experiment = site.experiment()
+    held, other = site.run(experiment, n_objects=1), site.run(site.experiment(), n_objects=1)
+    for dead in (held, other):
+        site.delete_run(dead)
+    turn(site)
+    assert tags(site, held)["artifact_gc.status"].startswith("purge due ")
+    put(site, f"--{on}-id", held if on == "run" else experiment)
+    turn(site)
+    assert tags(site, held)["artifact_gc.protected_by"] == 'hold #1 by alice: "audit 2026"'
+    assert "artifact_gc.expires" not in tags(site, held)
+    assert tags(site, other)["artifact_gc.status"].startswith("purge due ")
+
+
 def test_a_keep_tag_that_was_taken_away_before_the_deletion_keeps_nothing(hooked: Site) -> None:
     """Restored, untagged, and deleted again: how a user lets go of what he kept."""
     site = hooked
