@@ -95,6 +95,23 @@ class Protection:
             hits.update(self._all() if place is None else self._by_place(place, strength))
         return hits
 
+    def parts_needed(self, reference: Reference) -> dict[int, tuple[Location, ...]]:
+        """For each position that ``reference`` protects the places inside its location that alone are needed.
+
+        None where all of it is, or where that cannot be said: a text that names no place beneath the location.
+
+        Raises:
+            ReferencesIncomplete: as ``protected_by`` does.
+        """
+        places = [place for place, _ in self._places(reference)]
+        found: dict[int, tuple[Location, ...]] = {}
+        for index in self.protected_by(reference):
+            whole = self._candidates[index].location
+            inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
+            plain = reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
+            found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
+        return found
+
     def _all(self) -> Iterable[int]:
         return range(len(self._candidates))
 

@@ -248,6 +248,7 @@ class Reading:
     decisions: tuple[Decision, ...]
     rows: dict[tuple[EntityKind, str], int]
     kept_models: Sequence[Tombstone]
+    facts: planning.Facts
 
 
 def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undated: bool, again: bool) -> Reading:
@@ -273,7 +274,7 @@ def read(session: Session, scope: policy.Scope, *, cutoff_ms: int, include_undat
         tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms=swept
     )
     made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
-    return Reading(decisions=made, rows=rows, kept_models=kept_models)
+    return Reading(decisions=made, rows=rows, kept_models=kept_models, facts=facts)
 
 
 def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Location, ...]:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import database, kept, planning, s3, surveying, sweeping
+from mlflow_artifact_gc import database, kept, partly, planning, s3, surveying, sweeping
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output
 from mlflow_artifact_gc.config import Settings, never_below
-from mlflow_artifact_gc.errors import Refused
+from mlflow_artifact_gc.errors import Refused, StorageError
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
@@ -108,6 +108,7 @@ class _Backlog:
         self._stop = threading.Event()
         self._client: s3.S3Client | None = None
         self._kept = kept.Kept(models=0)
+        self._partly: tuple[partly.Partly, ...] = ()
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
         started = time.monotonic()
@@ -120,7 +121,7 @@ class _Backlog:
                 self._show(plan)
             if dry_run or not plan.due:
                 if self._json:
-                    render.print_json(render.report_document(plan, sweeping.Report(results=()), self._kept, code=0))
+                    self._print_document(plan, sweeping.Report(results=()), code=0)
                 return 0
             require_within_brakes(plan)
             if not yes:
@@ -164,7 +165,18 @@ class _Backlog:
                 concurrency=wishes.concurrency,
                 stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
             )
+        if needs_sizes or wishes.measure:
+            self._partly = self._measured_parts(planning.partly_needed(plan.decisions, found.facts))
         return (self._measured(plan, dense) if measures else plan), dense
+
+    def _measured_parts(self, needed: Mapping[Location, Sequence[Location]]) -> tuple[partly.Partly, ...]:
+        if not needed or (len(needed) > _MEASURED_LOCATIONS and not self._wishes.measure):
+            return ()
+        try:
+            surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
+            return partly.measure(surveyor, needed, concurrency=self._wishes.concurrency)
+        except (surveying.Stopped, StorageError):
+            return ()
 
     def _measures(self, plan: Plan, *, needs_sizes: bool) -> bool:
         """Measuring lists everything that is due: worth it where somebody reads the numbers or a brake counts them."""
@@ -203,6 +215,7 @@ class _Backlog:
         render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
         if self._kept.models:
             self._out.print(render.kept_models(self._kept))
+        render.show_partly(self._out, self._partly)
         for tripped in brakes(plan):
             self._out.print(tripped, style="red")
 
@@ -254,11 +267,15 @@ class _Backlog:
             )
             return sweeping.sweep(plan, equipment, orders, self._stop)
 
+    def _print_document(self, plan: Plan, report: sweeping.Report, *, code: int) -> None:
+        document = render.report_document(plan, report, self._kept, code=code)
+        render.print_json({**document, "partly_needed": render.partly_document(self._partly)})
+
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
-            render.print_json(render.report_document(plan, report, self._kept, code=code))
+            self._print_document(plan, report, code=code)
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
             render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)

@@ -380,3 +380,45 @@ def test_a_registry_in_a_database_of_its_own_protects(
     assert evidence(report, direct) == "registered model churn, version 1 (@champion), storage_location"
     assert evidence(report, chained).startswith("registered model copy, version 1, source models:/origin/1")
     assert_bucket_sound(site, report, before)
+
+
+# What is needed in part
+
+
+def test_how_much_lies_beside_what_is_needed_is_told(any_site: Site) -> None:
+    """A version needs ``artifacts/model``: the plan says how much of the run that is not; it purges nothing of it."""
+    site = any_site
+    experiment = site.experiment()
+    part, single, whole, held, by_id, nested, plain = (
+        site.run(experiment, {"model/weights": 100, "model2/a": 20, "checkpoints/1": 1000, "file": 3}) for _ in range(7)
+    )
+    for name, path in (("a", "model"), ("b", "model")):
+        site.register(name, f"{site.artifact_uri(part)}/{path}", run_id=part)
+    site.register("single", f"{site.artifact_uri(single)}/file")
+    site.register("whole", site.artifact_uri(whole))
+    for run_id in (held, by_id, nested):
+        site.register("others", f"{site.artifact_uri(run_id)}/model")
+    assert run("hold", "add", "--backend-store-uri", site.uri, "--run-id", held, "--reason", "r").code == 5
+    init(site)
+    run("hold", "add", "--backend-store-uri", site.uri, "--run-id", held, "--reason", "r")
+    site.register("by-id", site.artifact_uri(by_id))
+    site.set_version_columns("by-id", 1, source=f"runs:/{by_id}/model", storage_location=f"runs:/{by_id}/model")
+    inner = site.run(site.experiment(artifact_location=f"{site.artifact_uri(nested)}/nested"), n_objects=1)
+    for dead in (part, single, whole, held, by_id, nested, plain, inner):
+        site.delete_run(dead)
+    before = site.snapshot()
+    stores = ("gc", "--backend-store-uri", site.uri, "--dry-run", *NOW)
+    told = {one["location"]: one for one in run(*stores, "--format", "json").json["partly_needed"]}
+    places = {f"{site.artifact_uri(run_id)}/": run_id for run_id in (part, single)}
+
+    assert {places[place] for place in told} == {part, single}
+    (of_part,) = (one for place, one in told.items() if places[place] == part)
+    assert of_part["needed"] == [f"{site.artifact_uri(part)}/model/"]
+    assert (of_part["objects"], of_part["bytes"]) == (4, 1123)
+    assert (of_part["objects_beside"], of_part["bytes_beside"]) == (3, 1023)
+    (of_single,) = (one for place, one in told.items() if places[place] == single)
+    assert (of_single["objects_beside"], of_single["bytes_beside"]) == (3, 1120)
+    said = run(*stores).out
+    assert "Needed in part: 2 locations; 6 objects of theirs, 2.14 kB, lie beside what is needed." in said
+    assert outcomes(gc(site)) == {plain: "swept"}
+    assert {one.key for one in before.items - site.snapshot().items if plain not in one.key} == set()

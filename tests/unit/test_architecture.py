@@ -38,7 +38,7 @@ LAYERS = (
         "metadata",
         "s3",
     },
-    {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept"},
+    {"fence", "ownership", "surveying", "purging", "batching", "sweeping", "session", "kept", "partly"},
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},
 )
