@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -293,7 +297,7 @@ def test_reading_keep_tags_costs_the_same_for_one_and_for_many(moto_site: Site) 
     experiment = site.experiment()
     init(site)
     counts: list[int] = []
-    for number in (1, 20):
+    for number in (1, 6):
         for _ in range(number):
             run_id = site.run(experiment)
             run_tag(site, run_id, "true")
@@ -433,6 +437,30 @@ def test_a_hold_on_something_else_stops_no_sweep(moto_site: Site, monkeypatch: p
 
     assert outcomes(report) == {dead: "swept"}
     assert_bucket_sound(site, report, before)
+
+
+def test_a_hold_that_does_not_say_that_it_is_late_is_in_time(any_site: Site, rng: random.Random) -> None:
+    """Beside a ``gc`` that is a process of its own, at any moment of it: all of the run is there, or it was said."""
+    site = any_site
+    experiment = site.experiment()
+    site.run(experiment, n_objects=1)
+    runs = [site.run(experiment, n_objects=2) for _ in range(12)]
+    for run_id in runs:
+        site.delete_run(run_id)
+    init(site)
+    command = [sys.executable, "-m", "mlflow_artifact_gc", "gc", "--backend-store-uri", site.uri, "--yes", *NOW]
+    environ = {**os.environ, **site.s3.environ()}
+    told: dict[str, str] = {}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for run_id in runs:
+            if process.poll() is not None:
+                break
+            told[run_id] = hold(site, "add", "--run-id", run_id, "--reason", "r").err
+            time.sleep(rng.random() * 0.15)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert [run_id for run_id, late in told.items() if not late and len(left(site, run_id)) < 2] == []
+    assert [run_id for run_id in runs if run_id not in told and left(site, run_id)] == []
 
 
 # The worker
