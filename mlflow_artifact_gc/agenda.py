@@ -276,6 +276,19 @@ def still_waiting(connection: Connection, expected: Sequence[journal.Expected]) 
     return found
 
 
+def waiting_of(
+    connection: Connection, *, entity_ids: Sequence[str], experiment_ids: Sequence[str]
+) -> list[journal.Expected]:
+    """What waits of these entities, and of these experiments."""
+    found: list[journal.Expected] = []
+    for column, ids in ((intents.c.entity_id, entity_ids), (intents.c.experiment_id, experiment_ids)):
+        for start in range(0, len(ids), _IN_LIMIT):
+            theirs = column.in_(ids[start : start + _IN_LIMIT])
+            waits = sa.and_(intents.c.state == journal.State.PENDING, intents.c.look_ms.is_not(None), theirs)
+            found += [_expected(row) for row in connection.execute(sa.select(intents).where(waits)).mappings()]
+    return found
+
+
 def kept(connection: Connection) -> list[journal.Expected]:
     """What waits and was found to be needed."""
     query = sa.select(intents).where(intents.c.state == journal.State.PENDING, intents.c.detail.like(f"{KEPT}%"))

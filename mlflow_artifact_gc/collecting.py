@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from mlflow_artifact_gc import (
     bucket_rules,
     database,
+    holds,
     journal,
     planning,
     references,
@@ -287,9 +288,11 @@ class CommandCollection:
         return self._needed_elsewhere(key)
 
     def _needed_elsewhere(self, key: _Key) -> str:
-        """Who needs it: read anew where the registry has changed, and from minute to minute."""
+        """Who needs it: read anew where the registry has changed, or a hold was put on, and from minute to minute."""
         registry = self._session.registry
-        state = references.registry_state(registry) if registry is not None else ()
+        with database.reading(self._session.engine) as connection:
+            held = holds.count(connection)
+        state = (held, *(references.registry_state(registry) if registry is not None else ()))
         if state != self._registered or time.monotonic() - self._read_s > _FRESH_S:
             self._read_s, self._registered = time.monotonic(), state
             self._needed = self._needed_now()
@@ -297,7 +300,9 @@ class CommandCollection:
 
     def _needed_now(self) -> dict[_Key, str]:
         keys = [key for key in self._lines if self._outside(key)]
-        protection = Protection([Candidate(id_, _NOWHERE) for _, id_ in keys], self._session.destination)
+        entities = [self._lines[key][0].entity for key in keys]
+        candidates = [Candidate(entity.id, _NOWHERE, entity.experiment_id) for entity in entities]
+        protection = Protection(candidates, self._session.destination)
         found: dict[_Key, str] = {}
         for one in references.read(self._session.tracked, self._session.registry):
             # A deleted row protects what it lies in, as it does on S3.
@@ -460,12 +465,15 @@ class CommandCollection:
         plan, _ = self._planned
         with self._session.tracked.reading() as tracking:
             stage, deleted_ms = tracking.experiment_stage(id_)
+            holder = tracking.experiments_held(id_).get(id_, "")
         if stage != DELETED:
             return "it is not deleted any more"
         if self._asked.by_id and id_ not in self._asked.scope.experiment_ids:
             return "it was not named"
         if deleted_ms is None or deleted_ms > plan.cutoff_ms:
             return Reason.UNDATED.sentence if deleted_ms is None else self._grace(deleted_ms)
+        if holder:
+            return f"{Reason.PROTECTED.sentence}: {holder}"
         mine = [key for key, lines in self._lines.items() if lines[0].entity.experiment_id == id_]
         kept = {key: why for key in mine if (why := self.why_kept(*key))}
         self._eraser.erase({self._lines[key][0].entity: self._lines[key] for key in mine if key not in kept})

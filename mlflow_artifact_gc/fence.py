@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, inbox, journal, planning, references
+from mlflow_artifact_gc import database, holds, inbox, journal, planning, references
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
 from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Tombstone
@@ -70,6 +70,7 @@ class Fence:
         # In the tracking database the hook refuses what comes after the claim; in another one nothing does.
         self._elsewhere = registry if registry is not tracked.engine else None
         self._registered: object = None
+        self._held = 0
         self._valid_until = 0.0
         self._stop = threading.Event()
         self._changes = Combined(self._changed)
@@ -155,6 +156,8 @@ class Fence:
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
+            # Before the references are read: who puts one on after that makes another number of them.
+            self._held = holds.count(connection)
             return claim, tombstones, inbox.since(connection, self._noted_since_ms) | anew
 
         return database.written(self._engine, statements)
@@ -243,14 +246,20 @@ class Fence:
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
             noted = inbox.since(connection, self._noted_since_ms)
+            held_anew = holds.count(connection) != self._held
+            kept = self._tracked.on(connection).kept_experiments(line.entity.experiment_id for line in lines)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
         still, restored = self._split(lines, tombstones, noted)
-        registered = self._registered_since(still, tombstones)
-        return {result.decision: result for result in (*lost, *restored, *registered)}
+        protected = self._protected_since(still, tombstones, held_anew=held_anew or bool(kept))
+        return {result.decision: result for result in (*lost, *restored, *protected)}
 
-    def _registered_since(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Sequence[SweepResult]:
-        """What a registry in another database needs since the lines were admitted."""
-        if self._elsewhere is None or references.registry_state(self._elsewhere) == self._registered:
+    def _protected_since(
+        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], *, held_anew: bool
+    ) -> Sequence[SweepResult]:
+        """What somebody has put a hold or a keep tag on since, or a registry in another database needs since."""
+        if not held_anew and (
+            self._elsewhere is None or references.registry_state(self._elsewhere) == self._registered
+        ):
             return ()
         return self._unreferenced(lines, tombstones).rejected
 

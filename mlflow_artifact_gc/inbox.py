@@ -31,7 +31,7 @@ class Event(StrEnum):
     HARD_DELETED = "hard-deleted"
     """The row is gone for good."""
     REGISTERED = "registered"
-    """A model version was made."""
+    """What the model registry needs has changed, or what people hold: what was kept is looked at anew."""
     SERVER = "server"
     """A server started, and said which registry and which artifacts destination it has."""
 
@@ -45,8 +45,12 @@ class Subject(StrEnum):
     TRACE = "trace"
     MODEL_VERSION = "model_version"
     REGISTERED_MODEL = "registered_model"
+    HOLD = "hold"
     SERVER = "server"
 
+
+NEEDING: Final = frozenset({Subject.MODEL_VERSION, Subject.REGISTERED_MODEL, Subject.HOLD})
+"""What may need the artifacts of others."""
 
 OWNERS: Final[Mapping[Subject, tuple[str, str]]] = {
     Subject.RUN: ("runs", "run_uuid"),

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mlflow_artifact_gc import agenda, database, inbox, journal, notices, policy, rounds
+from mlflow_artifact_gc import agenda, database, holds, inbox, journal, notices, policy, rounds
 from mlflow_artifact_gc.inbox import Event, Note, Subject
+from mlflow_artifact_gc.keeping import HoldKind
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Tombstone
 
@@ -62,7 +63,8 @@ class Intake:
             if not notes:
                 break
             expected += self._work_off(notes)
-            registry_changed |= any(note.subject in (Subject.MODEL_VERSION, Subject.REGISTERED_MODEL) for note in notes)
+            expected += self._held([int(note.entity_id) for note in notes if note.subject is Subject.HOLD])
+            registry_changed |= any(note.subject in inbox.NEEDING for note in notes)
             with database.writing(self._engine) as connection:
                 inbox.drained(connection, [note.id for note in notes])
         if registry_changed:
@@ -113,6 +115,16 @@ class Intake:
             self._breathe(last)
 
     # Notes
+
+    def _held(self, ids: Sequence[int]) -> list[journal.Expected]:
+        """What waits of runs, models and experiments that somebody has put a hold on: it is to say so."""
+        if not ids:
+            return []
+        with database.reading(self._engine) as connection:
+            found = holds.some(connection, ids).values()
+            entities = [one.target for one in found if one.kind in (HoldKind.RUN, HoldKind.LOGGED_MODEL)]
+            experiments = [one.target for one in found if one.kind is HoldKind.EXPERIMENT]
+            return agenda.waiting_of(connection, entity_ids=entities, experiment_ids=experiments)
 
     def _work_off(self, notes: Sequence[Note]) -> list[journal.Expected]:
         lost = [note for note in notes if note.event is Event.HARD_DELETED]

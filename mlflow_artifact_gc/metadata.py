@@ -189,7 +189,8 @@ class Eraser:
     def erase_experiments(self, scope: Scope, cutoff_ms: int) -> list[str]:
         """Delete soft-deleted experiments in ``scope`` that nothing is left of; returns their ids.
 
-        One that still has a run, logged model or trace stays, and one that the database does not let go.
+        One that still has a run, logged model or trace stays, one that somebody holds or has tagged, and one that the
+        database does not let go.
         """
         with database.reading(self._engine) as connection:
             empty = list(self._empty_experiments(connection, scope, cutoff_ms))
@@ -218,8 +219,9 @@ class Eraser:
             if self._columns.has(name):
                 table = self._columns.table(name)
                 query = query.where(~sa.exists().where(table.c.experiment_id == experiments.c.experiment_id))
+        held = self._tracked.on(connection).experiments_held(None if only is None else str(only))
         for id_, of_workspace in connection.execute(query).all():
-            if scope.covers_experiment(str(id_), of_workspace):
+            if scope.covers_experiment(str(id_), of_workspace) and str(id_) not in held:
                 yield int(id_)
 
     def _erase_experiment(self, connection: Connection, id_: int, scope: Scope, cutoff_ms: int) -> bool:

@@ -71,6 +71,8 @@ class Reference:
     workspace: str = DEFAULT_WORKSPACE
     live: bool = True
     """False for a tombstone: it protects what overlaps it as long as its row is there."""
+    experiment_id: str = ""
+    """Protects everything that belongs to this experiment too."""
 
 
 class Verdict(StrEnum):

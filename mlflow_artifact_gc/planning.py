@@ -113,7 +113,7 @@ def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts)
     """For each protected position: the first live holder, and the first deleted one."""
     positions = [index for index, place in enumerate(places) if place.location]
     candidates = [
-        Candidate(chosen[index].entity.id, location)
+        Candidate(chosen[index].entity.id, location, chosen[index].entity.experiment_id)
         for index in positions
         if (location := places[index].location) is not None
     ]
@@ -128,6 +128,32 @@ def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts)
                 deleted = deleted or reference.holder
             shields[positions[hit]] = (live, deleted)
     return shields
+
+
+def partly_needed(lines: Iterable[Decision], facts: Facts) -> dict[Location, tuple[Location, ...]]:
+    """Of the locations that are protected those of which only parts are needed, as all that needs them says."""
+    stones = {(stone.entity, stone.uri): stone for stone in facts.tombstones}
+    protected = [
+        (line.location, line.entity)
+        for line in lines
+        if line.reason is Reason.PROTECTED and line.location
+        # Somebody else's place around it, or in it: whose is what cannot be said.
+        if not _owner_around(stones[line.entity, line.uri], facts.owners)
+    ]
+    candidates = [Candidate(entity.id, location, entity.experiment_id) for location, entity in protected]
+    protection = Protection(candidates, facts.destination)
+    needed: defaultdict[int, set[Location]] = defaultdict(set)
+    whole: set[int] = set()
+    for reference in facts.references if candidates else ():
+        for index, parts in protection.parts_needed(reference).items():
+            needed[index].update(parts)
+            if not parts:
+                whole.add(index)
+    return {
+        candidates[index].location: tuple(sorted(parts))
+        for index, parts in sorted(needed.items())
+        if index not in whole
+    }
 
 
 def _owner_around(tombstone: Tombstone, owners: Mapping[str, str]) -> str:

@@ -33,10 +33,11 @@ _PATTERN = re.compile(r"[*?\[{#\x1f]")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entity's id and the location that may be swept."""
+    """An entity's id, the location that may be swept, and the experiment that it belongs to, where that is known."""
 
     id: str
     location: Location
+    experiment_id: str = ""
 
 
 def cores(text: str) -> set[str]:
@@ -67,6 +68,7 @@ class Protection:
         self._destination = destination
         self._by_core: defaultdict[str, list[int]] = defaultdict(list)
         self._odd: list[int] = []
+        self._by_experiment: defaultdict[str, list[int]] = defaultdict(list)
         self._by_bucket: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         for index, candidate in enumerate(candidates):
             if _ID_WITH_CORE.fullmatch(candidate.id):
@@ -74,6 +76,7 @@ class Protection:
             else:
                 self._odd.append(index)
             self._by_bucket[candidate.location.bucket].append((candidate.location.prefix, index))
+            self._by_experiment[candidate.experiment_id].append(index)
         for places in self._by_bucket.values():
             places.sort()
 
@@ -84,11 +87,30 @@ class Protection:
             ReferencesIncomplete: the text is a proxied URI and nobody has said where the proxy keeps its objects.
         """
         hits: set[int] = set()
+        if reference.experiment_id:
+            hits.update(self._by_experiment.get(reference.experiment_id, ()))
         for text in readings(reference.text):
             hits.update(self._by_id(text))
         for place, strength in self._places(reference):
             hits.update(self._all() if place is None else self._by_place(place, strength))
         return hits
+
+    def parts_needed(self, reference: Reference) -> dict[int, tuple[Location, ...]]:
+        """For each position that ``reference`` protects the places inside its location that alone are needed.
+
+        None where all of it is, or where that cannot be said: a text that names no place beneath the location.
+
+        Raises:
+            ReferencesIncomplete: as ``protected_by`` does.
+        """
+        places = [place for place, _ in self._places(reference)]
+        found: dict[int, tuple[Location, ...]] = {}
+        for index in self.protected_by(reference):
+            whole = self._candidates[index].location
+            inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
+            plain = reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
+            found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
+        return found
 
     def _all(self) -> Iterable[int]:
         return range(len(self._candidates))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from mlflow_artifact_gc.errors import UsageError
@@ -13,6 +14,8 @@ _SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d*)?|\.\d+){unit})?" for unit in _SECONDS))
 _LONGEST_MS: Final = 1000 * 365 * 86_400_000
 """A thousand years: what is longer, no calendar could show."""
+_DAY_MS: Final = 86_400_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST_BYTES: Final = 2**63 - 1
 _KILO: Final = 1000
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -33,6 +36,42 @@ def parse_duration(text: str) -> int:
     if duration_ms > _LONGEST_MS:
         raise UsageError(f"{text[:20]!r} is longer than a thousand years: write for example 7d, 12h or 2w")
     return round(duration_ms)
+
+
+def parse_until(text: str) -> int:
+    """The end that a date or an instant names, in milliseconds: of ``2027-01-01`` the end of that day, in UTC.
+
+    An instant is written as ISO 8601 has it (``2027-01-01T12:00:00Z``); one without an offset is in UTC.
+
+    Raises:
+        UsageError: neither a date nor an instant.
+    """
+    stripped = text.strip()
+    with suppress(ValueError):
+        return (date.fromisoformat(stripped) - _EPOCH.date()).days * _DAY_MS + _DAY_MS
+    with suppress(ValueError, OverflowError):
+        instant = datetime.fromisoformat(stripped)
+        return ((instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
+    raise UsageError(
+        f"{text[:40]!r} is neither a date nor an instant: write for example 2027-01-01 or 2027-01-01T12:00:00Z"
+    )
+
+
+def parse_end(text: str, now_ms: int) -> int:
+    """The end that a duration from now on, a date or an instant names, in milliseconds.
+
+    Raises:
+        UsageError: none of them, or it has passed.
+    """
+    try:
+        end_ms = now_ms + parse_duration(text) if _DURATION.fullmatch(text.strip()) else parse_until(text)
+    except UsageError as error:
+        raise UsageError(
+            f"{text[:40]!r} is no end: write a date (2027-01-01), an instant (2027-01-01T12:00:00Z) or a duration (30d)"
+        ) from error
+    if end_ms <= now_ms:
+        raise UsageError(f"{text[:40]!r} has passed: it is {show_instant(now_ms)}")
+    return end_ms
 
 
 def parse_size(text: str) -> int:
@@ -90,6 +129,11 @@ def show_minute(instant_ms: int | None) -> str:
 def show_instant(instant_ms: int | None) -> str:
     """To the second, in UTC: ``2026-11-22 03:19:39Z``."""
     return _shown(instant_ms, "%Y-%m-%d %H:%M:%SZ")
+
+
+def show_until(until_ms: int) -> str:
+    """The last day where it ends with a day, else to the second: as ``parse_until`` reads it."""
+    return show_instant(until_ms) if until_ms % _DAY_MS else _shown(until_ms - _DAY_MS, "%Y-%m-%d")
 
 
 def _shown(instant_ms: int | None, style: str) -> str:

@@ -11,14 +11,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from mlflow_artifact_gc import database
+from mlflow_artifact_gc import database, holds
 from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
+from mlflow_artifact_gc.keeping import KEEP, Hold, HoldKind, kept_by_tag
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Reference, Strength, Tombstone
 from mlflow_artifact_gc.policy import Scope
@@ -40,9 +42,16 @@ _NEEDED: Final = {
     "trace_info": ("request_id", "experiment_id"),
     "trace_tags": ("request_id", "key", "value"),
     "datasets": ("dataset_uuid", "name", "dataset_source"),
-    "inputs": ("source_id", "destination_id"),
+    "inputs": ("source_type", "source_id", "destination_type", "destination_id"),
+    "tags": ("run_uuid", "key", "value"),
+    "experiment_tags": ("experiment_id", "key", "value"),
+    "logged_model_tags": ("model_id", "tag_key", "tag_value"),
+    "trace_request_metadata": ("request_id", "key", "value"),
+    "entity_associations": ("source_type", "source_id", "destination_type", "destination_id"),
     "model_versions": ("name", "version", "source", "current_stage"),
     "registered_model_aliases": ("name", "version", "alias"),
+    "registered_model_tags": ("name", "key", "value"),
+    "model_version_tags": ("name", "version", "key", "value"),
 }
 """What every MLflow that has the table has in it."""
 _DIGITS: Final = 10
@@ -53,6 +62,8 @@ _READY: Final = 2
 """A logged model's status once its files are written (LOGGED_MODEL_READY in mlflow's service.proto)."""
 _ARTIFACT_TAGS: Final = ("mlflow.log-model.history", "mlflow.loggedArtifacts", "mlflow.loggedImages")
 """MLflow's tags on runs that tell of artifacts which it has written."""
+_MADE_IN: Final = "mlflow.sourceRun"
+"""MLflow's metadata of a trace that was made in a run (mlflow/tracing/constant.py)."""
 VERSION: Final = ("workspace", "name", "version", "current_stage", "source", "storage_location")
 """What of a model version tells where it points."""
 _DELETED_VERSION: Final = "Deleted_Internal"
@@ -99,8 +110,13 @@ _TRACKING: Final = (
     "evaluation_dataset_records",
     "tags",
     "workspaces",
+    "experiment_tags",
+    "logged_model_tags",
+    "trace_request_metadata",
+    "entity_associations",
+    "artifact_gc_holds",
 )
-_REGISTRY: Final = ("model_versions", "registered_model_aliases")
+_REGISTRY: Final = ("model_versions", "registered_model_aliases", "registered_model_tags", "model_version_tags")
 
 
 class Tracking:
@@ -235,6 +251,7 @@ class Tracking:
             *self._experiment_places(),
             *self._dataset_sources(),
             *self._attachments(),
+            *self._inputs_and_outputs(),
         ]
 
     def own_places(self) -> list[Reference]:
@@ -342,6 +359,176 @@ class Tracking:
             for text in (text for document in documents for text in texts_in(document or "")):
                 if "mlflow-attachment:" in text:
                     yield Reference(holder=f"evaluation dataset {dataset_id}, attachment", text=text)
+
+    def _inputs_and_outputs(self) -> Iterator[Reference]:
+        """Logged models that are gone and that live runs have used or made.
+
+        Whoever deletes a model by itself means what its own run says of it: that link does not keep it, others do.
+        """
+        if not (self._columns.has("inputs") and self._columns.has("logged_models")):
+            return
+        inputs, models = self._columns.table("inputs"), self._columns.table("logged_models")
+        user = sa.alias(self._columns.table("runs"), "using")
+        links = {"RUN_INPUT": "input", "RUN_OUTPUT": "output"}
+        joined = (
+            self._gone_models_join(models)
+            .join(inputs, inputs.c.destination_id == models.c.model_id)
+            .join(user, user.c.run_uuid == inputs.c.source_id)
+        )
+        own = sa.and_(models.c.lifecycle_stage == DELETED, models.c.source_run_id == inputs.c.source_id)
+        query = sa.select(models.c.model_id, inputs.c.source_id, inputs.c.source_type).select_from(joined)
+        query = query.where(
+            self._model_gone(models),
+            inputs.c.source_type.in_(sorted(links)),
+            sa.func.coalesce(user.c.lifecycle_stage, "") != DELETED,
+            sa.func.coalesce(sa.case((own, 1), else_=0), 0) == 0,
+        )
+        rows: Iterable[Any] = self._connection.execute(query)
+        for model_id, run_id, link in rows:
+            yield Reference(holder=f"run {run_id}, {links[link]}", text=f"models:/{model_id}")
+
+    def _gone_models_join(self, models: sa.TableClause) -> sa.Join:
+        """Logged models, their experiments and the runs that they were made in: what ``_model_gone`` asks."""
+        experiments, runs = self._experiments, self._runs
+        joined = models.join(experiments, models.c.experiment_id == experiments.c.experiment_id)
+        return joined.join(runs, runs.c.run_uuid == models.c.source_run_id, isouter=True)
+
+    # What people want kept
+
+    def holds(self) -> list[Hold]:
+        """What is held now; none where our tables are not there."""
+        if not self._columns.has("artifact_gc_holds"):
+            return []
+        return holds.active(self._connection, self._now_ms)
+
+    def held(self) -> Iterator[Reference]:
+        """What the holds protect, but for those on registered models: what these have, the registry tells."""
+        of_runs: dict[str, str] = {}
+        for hold in self.holds():
+            match hold.kind:
+                case HoldKind.RUN:
+                    of_runs.setdefault(hold.target, hold.holder)
+                    # As ``runs:``, so that its logged models are meant too.
+                    yield Reference(holder=hold.holder, text=f"runs:/{hold.target}")
+                case HoldKind.EXPERIMENT:
+                    yield Reference(holder=hold.holder, text="", experiment_id=hold.target)
+                case HoldKind.LOGGED_MODEL:
+                    yield Reference(holder=hold.holder, text=f"models:/{hold.target}")
+                case HoldKind.LOCATION:
+                    yield Reference(holder=hold.holder, text=hold.target)
+                case HoldKind.REGISTERED_MODEL:
+                    pass
+        for query, run_id in self._gone_traces_of_runs():
+            for ids in _chunks(sorted(of_runs)):
+                for trace_id, of_run in self._connection.execute(query.where(run_id.in_(ids))):
+                    yield Reference(holder=of_runs[of_run], text=trace_id)
+
+    def kept_by_tags(self) -> Iterator[Reference]:
+        """What keep tags protect among what is deleted: their number, not that of all tags, is what this costs."""
+        tags = self._columns.table("tags")
+        keep = tags.c.key == KEEP
+        if self._columns.has("tags"):
+            runs = tags.join(self._runs, self._runs.c.run_uuid == tags.c.run_uuid)
+            query = sa.select(tags.c.run_uuid, tags.c.run_uuid, tags.c.value).select_from(runs)
+            yield from self._tagged("run", query.where(keep, self._runs.c.lifecycle_stage == DELETED))
+            for traces, run_id in self._gone_traces_of_runs():
+                query = traces.join(tags, tags.c.run_uuid == run_id).where(keep)
+                yield from self._tagged("run", query.add_columns(tags.c.value))
+        if self._columns.has("experiment_tags"):
+            yield from self.kept_experiments()
+        yield from self._kept_models(tags)
+        yield from self._kept_traces()
+
+    def keep_tags_of(self, run_ids: Iterable[str]) -> list[Reference]:
+        """What the keep tags of these runs protect, live ones too."""
+        tags = self._columns.table("tags")
+        found: list[Reference] = []
+        if self._columns.has("tags"):
+            for ids in _chunks(sorted(set(run_ids))):
+                query = sa.select(tags.c.run_uuid, tags.c.run_uuid, tags.c.value)
+                found += self._tagged("run", query.where(tags.c.key == KEEP, tags.c.run_uuid.in_(ids)))
+        return found
+
+    def kept_experiments(self, experiment_ids: Iterable[str] | None = None) -> list[Reference]:
+        """What the keep tags of experiments protect: of these, or of all."""
+        if not self._columns.has("experiment_tags"):
+            return []
+        tags = self._columns.table("experiment_tags")
+        query = sa.select(tags.c.experiment_id, tags.c.value).where(tags.c.key == KEEP)
+        portions = [query]
+        if experiment_ids is not None:
+            ids = sorted(int(id_) for id_ in set(experiment_ids) if id_)
+            portions = [query.where(tags.c.experiment_id.in_(some)) for some in _chunks(ids)]
+        return [
+            Reference(holder=holder, text="", experiment_id=str(id_))
+            for portion in portions
+            for id_, value in self._connection.execute(portion)
+            if (holder := kept_by_tag(f"experiment {id_}", value, self._now_ms))
+        ]
+
+    def experiments_held(self, only: str | None = None) -> dict[str, str]:
+        """Which experiments are to be kept, themselves included, by a hold or a keep tag, and by whom: one, or all."""
+        tagged = self.kept_experiments(None if only is None else [only])
+        found = {one.experiment_id: one.holder for one in tagged}
+        return found | {one.target: one.holder for one in self.holds() if one.kind is HoldKind.EXPERIMENT}
+
+    def _kept_models(self, tags_of_runs: sa.TableClause) -> Iterator[Reference]:
+        if not self._columns.has("logged_models"):
+            return
+        models = self._columns.table("logged_models")
+        gone = self._gone_models_join(models)
+        if self._columns.has("logged_model_tags"):
+            tags = self._columns.table("logged_model_tags")
+            mine = sa.and_(tags.c.model_id == models.c.model_id, tags.c.tag_key == KEEP)
+            query = sa.select(models.c.model_id, models.c.model_id, tags.c.tag_value).select_from(gone.join(tags, mine))
+            yield from self._tagged("logged model", query.where(self._model_gone(models)))
+        if self._columns.has("tags"):
+            of_run = sa.and_(tags_of_runs.c.run_uuid == models.c.source_run_id, tags_of_runs.c.key == KEEP)
+            columns = (models.c.model_id, models.c.source_run_id, tags_of_runs.c.value)
+            query = sa.select(*columns).select_from(gone.join(tags_of_runs, of_run))
+            yield from self._tagged("run", query.where(self._model_gone(models)))
+
+    def _kept_traces(self) -> Iterator[Reference]:
+        if self._columns.has("trace_info") and self._columns.has("trace_tags"):
+            traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
+            mine = sa.and_(tags.c.request_id == traces.c.request_id, tags.c.key == KEEP)
+            query = sa.select(traces.c.request_id, traces.c.request_id, tags.c.value)
+            query = query.select_from(self._gone_traces(traces).join(tags, mine))
+            yield from self._tagged("trace", query.where(self._experiment_deleted))
+
+    def _gone_traces(self, traces: sa.TableClause) -> sa.Join:
+        return traces.join(self._experiments, traces.c.experiment_id == self._experiments.c.experiment_id)
+
+    def _gone_traces_of_runs(self) -> Iterator[tuple[sa.Select[Any], sa.ColumnElement[Any]]]:
+        """Queries of traces of deleted experiments with the run that each was made in, or is linked to; and its id."""
+        if not self._columns.has("trace_info"):
+            return
+        traces = self._columns.table("trace_info")
+        if self._columns.has("trace_request_metadata"):
+            made = self._columns.table("trace_request_metadata")
+            mine = sa.and_(made.c.request_id == traces.c.request_id, made.c.key == _MADE_IN)
+            query = sa.select(traces.c.request_id, made.c.value).select_from(self._gone_traces(traces).join(made, mine))
+            yield query.where(self._experiment_deleted), made.c.value
+        if self._columns.has("entity_associations"):
+            links = self._columns.table("entity_associations")
+            mine = sa.and_(
+                links.c.source_type == "trace",
+                links.c.source_id == traces.c.request_id,
+                links.c.destination_type == "run",
+            )
+            query = sa.select(traces.c.request_id, links.c.destination_id)
+            query = query.select_from(self._gone_traces(traces).join(links, mine))
+            yield query.where(self._experiment_deleted), links.c.destination_id
+
+    def _tagged(self, kind: str, query: sa.Select[Any]) -> Iterator[Reference]:
+        """A reference for each row of an entity's id, the id of whose tag it is, and the tag's value."""
+        for id_, of, value in self._connection.execute(query):
+            if holder := kept_by_tag(f"{kind} {of}", value, self._now_ms):
+                yield Reference(holder=holder, text=id_)
+
+    @cached_property
+    def _now_ms(self) -> int:
+        return database.clock_ms(self._connection)
 
     def models_of_runs(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
         """The logged models of these runs: ``runs:/<run>/model`` may mean one of them (runs_artifact_repo.py)."""
@@ -532,6 +719,12 @@ class Tracking:
                     problems.append(f"{what} {id_} is live: delete it in MLflow first")
         return problems
 
+    def unknown(self, kind: HoldKind, ids: Sequence[str]) -> list[str]:
+        """Which of ``ids`` are no runs, experiments or logged models of this database, live or deleted."""
+        name, column = _HELD_ROWS[kind]
+        stages = self._stages(name, column, ids) if self._columns.has(name) else {}
+        return [id_ for id_ in ids if id_ not in stages]
+
     def _stages(self, name: str, column: str, ids: Sequence[str]) -> dict[str, str]:
         table = self._columns.table(name)
         keys: Sequence[Any] = (
@@ -610,6 +803,11 @@ class TrackingDatabase:
             yield self.on(connection)
 
 
+_HELD_ROWS: Final = {
+    HoldKind.RUN: ("runs", "run_uuid"),
+    HoldKind.EXPERIMENT: ("experiments", "experiment_id"),
+    HoldKind.LOGGED_MODEL: ("logged_models", "model_id"),
+}
 _ID_COLUMNS: Final = (
     (EntityKind.RUN, "runs", "run_uuid"),
     (EntityKind.LOGGED_MODEL, "logged_models", "model_id"),
@@ -675,6 +873,7 @@ class Registry:
         for version in self._versions():
             self._by_name[version.name].append(version)
         self._aliases = self._read_aliases()
+        self._kept = list(self._read_keep_tags())
 
     @property
     def empty(self) -> bool:
@@ -703,21 +902,48 @@ class Registry:
                 found[of_workspace, name, int(version)].append(alias)
         return found
 
+    def _read_keep_tags(self) -> Iterator[tuple[str, _Version]]:
+        """Who keeps a version, deleted or not: its own keep tag, or its model's."""
+        now_ms = database.clock_ms(self._connection)
+        for name, numbered in (("registered_model_tags", False), ("model_version_tags", True)):
+            if not self._columns.has(name):
+                continue
+            table = self._columns.table(name)
+            workspace = table.c.workspace if self._columns.has(name, "workspace") else sa.literal("default")
+            number = table.c.version if numbered else sa.null()
+            query = sa.select(workspace, table.c.name, number, table.c.value).where(table.c.key == KEEP)
+            for of_workspace, of_name, of_number, value in self._connection.execute(query):
+                of = f"registered model {of_name}" + ("" if of_number is None else f", version {of_number}")
+                holder = kept_by_tag(of, value, now_ms)
+                for version in self._by_name.get(of_name, ()) if holder else ():
+                    if version.workspace == of_workspace and of_number in (None, version.version):
+                        yield holder, version
+
     def references(self) -> list[Reference]:
-        """What each version that is not deleted points at, by each of its two columns, chains followed."""
+        """What each version that is not deleted points at, by each of its two columns, chains followed.
+
+        And what each version, deleted ones too, points at that a keep tag keeps.
+        """
         found: list[Reference] = []
         for version in (version for versions in self._by_name.values() for version in versions):
             if version.deleted:
                 continue
             names = "".join(f" (@{alias})" for alias in sorted(self._aliases.get(_key(version), ())))
-            holder = f"registered model {version.name}, version {version.version}{names}"
-            for column, text in version.texts:
-                found.append(Reference(holder=f"{holder}, {column}", text=text, workspace=version.workspace))
-                found += [
-                    Reference(holder=f"{holder}, {column} {text}", text=further, workspace=version.workspace)
-                    for further in self.follow(text)
-                ]
-        return found
+            found += self._pointed_at(version, f"registered model {version.name}, version {version.version}{names}")
+        return found + [one for holder, version in self._kept for one in self._pointed_at(version, holder)]
+
+    def held(self, hold: Hold) -> list[Reference]:
+        """What a hold on a registered model protects: what its versions point at, deleted ones too."""
+        versions = [
+            version for version in self._by_name.get(hold.target, ()) if hold.workspace in (None, version.workspace)
+        ]
+        return [one for version in versions for one in self._pointed_at(version, hold.holder)]
+
+    def _pointed_at(self, version: _Version, holder: str) -> Iterator[Reference]:
+        for column, text in version.texts:
+            yield Reference(holder=f"{holder}, {column}", text=text, workspace=version.workspace)
+            for further in self.follow(text):
+                yield Reference(holder=f"{holder}, {column} {text}", text=further, workspace=version.workspace)
 
     def follow(self, text: str) -> set[str]:
         """What a ``models:/name/version``, ``models:/name@alias`` or ``models:/name`` leads to, through any chain.
@@ -762,15 +988,45 @@ def _model_name(text: str) -> tuple[str, int | None] | None:
     return name, int(number) if number.isdigit() else None
 
 
+def registered_models(connection: Connection, names: Sequence[str]) -> set[tuple[str, str]]:
+    """Workspace and name of those registered models that have one of these names, byte by byte."""
+    columns = Columns.probe(connection, "registered_models")
+    table = columns.table("registered_models")
+    workspace = table.c.workspace if columns.has("registered_models", "workspace") else sa.literal(DEFAULT_WORKSPACE)
+    found = {
+        (of_workspace, name)
+        for some in _chunks(names)
+        for of_workspace, name in connection.execute(sa.select(workspace, table.c.name).where(table.c.name.in_(some)))
+    }
+    return {one for one in found if one[1] in names}
+
+
 def gather(tracking: Tracking, registry: Registry | None) -> list[Reference]:
-    """Everything that protects: the tracking database's rows, the registry's versions, and what they lead to."""
+    """Everything that protects: both databases' rows, what they lead to, and what people want kept.
+
+    Raises:
+        ReferencesIncomplete: a hold on a registered model cannot be read without the registry.
+    """
     found = [*tracking.references(), *(registry.references() if registry else ())]
+    found += [*tracking.kept_by_tags(), *tracking.held()]
+    for hold in tracking.holds():
+        if hold.kind is HoldKind.REGISTERED_MODEL:
+            found += _require_registry(registry, hold).held(hold)
     led_to: list[Reference] = []
     for reference in found:
         if registry and reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
             led_to += [replace(reference, text=further) for further in registry.follow(reference.text)]
     found += led_to
     return found + _models_behind_runs(tracking, found)
+
+
+def _require_registry(registry: Registry | None, hold: Hold) -> Registry:
+    if registry is None:
+        raise ReferencesIncomplete(
+            f"What {hold.holder} keeps is not known without the model registry: leave out --unsafe-ignore-registry, or "
+            f"run 'mlflow-artifact-gc hold rm {hold.id}'"
+        )
+    return registry
 
 
 def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> list[Reference]:

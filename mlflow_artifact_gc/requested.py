@@ -75,7 +75,7 @@ def _delete(opened: Session, place: Location, tell: Callable[[str], None]) -> bo
     if len(entities) == 1 and _is_payload(rows, place, opened):
         return False
     _require_live(opened, rows)
-    if holder := _needed_by(opened, place, [entity.id for entity in entities] or [place.prefix]):
+    if holder := _needed_by(opened, place, list(entities)):
         raise ArtifactsKept(f"{place.uri} is kept: {holder} needs it")
     return False
 
@@ -141,7 +141,12 @@ def _spares(opened: Session) -> bool:
     return opened.site.action is None
 
 
-def _needed_by(opened: Session, place: Location, ids: Sequence[str]) -> str:
-    protection = Protection([Candidate(id_, place) for id_ in ids], opened.destination)
+def _needed_by(opened: Session, place: Location, entities: Sequence[Entity]) -> str:
+    owners = [(entity.id, entity.experiment_id) for entity in entities] or [(place.prefix, "")]
+    candidates = [Candidate(id_, place, experiment_id) for id_, experiment_id in owners]
+    protection = Protection(candidates, opened.destination)
     found = references.read(opened.tracked, opened.registry)
+    with opened.tracked.reading() as tracking:
+        # Of what is live, the others' keep tags say nothing.
+        found += tracking.keep_tags_of(entity.id for entity in entities if entity.kind is EntityKind.RUN)
     return next((one.holder for one in found if protection.protected_by(one)), "")

@@ -250,6 +250,7 @@ class Reading:
     decisions: tuple[Decision, ...]
     rows: dict[tuple[EntityKind, str], int]
     kept_models: Sequence[Tombstone]
+    facts: planning.Facts
 
 
 def read(
@@ -290,7 +291,7 @@ def read(
         undone_ms=undone,
     )
     made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
-    return Reading(decisions=made, rows=rows, kept_models=kept_models)
+    return Reading(decisions=made, rows=rows, kept_models=kept_models, facts=facts)
 
 
 def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Location, ...]:

@@ -196,6 +196,18 @@ class Surveyor:
             found |= self._survey_alone(alone, listings, room)
         return found
 
+    def entries(self, location: Location) -> Iterator[Entry]:
+        """The objects of one location, noncurrent ones included.
+
+        Raises:
+            Stopped, BucketPaused, Transient, ListingIncomplete: what came before is not all.
+        """
+        never = self.versioning(location.bucket) is Versioning.NEVER
+        listing = s3.current if never else s3.versions
+        for entry in self._watched(listing(self._client, location.bucket, location.prefix)):
+            if entry.kind in (Kind.CURRENT, Kind.NONCURRENT):
+                yield entry
+
     def _survey_alone(
         self, task: ListingTask, listings: Sequence[Callable[..., Iterator[Entry]]], room: Room | None
     ) -> dict[Location, Found]:

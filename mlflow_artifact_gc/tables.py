@@ -222,3 +222,27 @@ lease = Table(
     CheckConstraint("id = 1", name="artifact_gc_lease_one_row"),
     **_EXACT,
 )
+
+holds = Table(
+    "artifact_gc_holds",
+    metadata,
+    # Never deleted: what was released, or has run out, says who kept what, and why.
+    Column("id", _Id, nullable=False, autoincrement=True),
+    Column("kind", String(32), nullable=False),
+    # An id, the name of a registered model, or a location's URI.
+    Column("target", String(_URI), nullable=False),
+    # NULL: in every workspace.
+    Column("workspace", String(_LABEL)),
+    Column("reason", Text, nullable=False),
+    Column("author", String(_LABEL), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    # The first moment at which it does not hold any more; NULL: it holds for ever.
+    Column("until_ms", BigInteger),
+    Column("released_ms", BigInteger),
+    Column("released_by", String(_LABEL)),
+    PrimaryKeyConstraint("id", name="artifact_gc_holds_pk"),
+    _one_of("kind", "artifact_gc_holds_kind", "run", "experiment", "logged_model", "registered_model", "location"),
+    # No number twice: people speak of holds by their numbers.
+    sqlite_autoincrement=True,
+    **_EXACT,
+)

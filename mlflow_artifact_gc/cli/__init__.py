@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlflow_artifact_gc import __version__
-from mlflow_artifact_gc.cli.commands import audit, demo, gc, init, lifecycle, status, undo, worker
+from mlflow_artifact_gc.cli.commands import audit, demo, gc, hold, init, lifecycle, status, undo, worker
 from mlflow_artifact_gc.errors import ArtifactGcError
 
 _EXIT_CODES = """\b
@@ -56,5 +56,5 @@ def main() -> None:
     """
 
 
-for _command in (init, audit, gc, status, undo, worker, lifecycle, demo):
+for _command in (init, audit, gc, status, hold, undo, worker, lifecycle, demo):
     main.add_command(_command)

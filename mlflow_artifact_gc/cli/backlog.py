@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import bucket_rules, database, kept, planning, s3, settling, surveying, sweeping
+from mlflow_artifact_gc import bucket_rules, database, kept, partly, planning, s3, settling, surveying, sweeping
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output, ask
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
-from mlflow_artifact_gc.errors import Refused
+from mlflow_artifact_gc.errors import Refused, StorageError
 from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
@@ -119,6 +119,7 @@ class _Backlog:
         self._client: s3.S3Client | None = None
         self._kept = kept.Kept(models=0)
         self._settled = settling.Settled()
+        self._partly: tuple[partly.Partly, ...] = ()
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
         started = time.monotonic()
@@ -133,7 +134,7 @@ class _Backlog:
                 self._show(plan)
             if dry_run or not plan.due:
                 if self._json:
-                    render.print_json(render.report_document(plan, sweeping.Report(results=()), self._kept, code=0))
+                    self._print_document(plan, sweeping.Report(results=()), code=0)
                 return 0
             require_within_brakes(plan)
             self._require_fit_buckets(plan, asks=not yes and sys.stdin.isatty())
@@ -220,7 +221,18 @@ class _Backlog:
                 concurrency=wishes.concurrency,
                 stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
             )
+        if needs_sizes or wishes.measure:
+            self._partly = self._measured_parts(planning.partly_needed(plan.decisions, found.facts))
         return (self._measured(plan, dense) if measures else plan), dense
+
+    def _measured_parts(self, needed: Mapping[Location, Sequence[Location]]) -> tuple[partly.Partly, ...]:
+        if not needed or (len(needed) > _MEASURED_LOCATIONS and not self._wishes.measure):
+            return ()
+        try:
+            surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
+            return partly.measure(surveyor, needed, concurrency=self._wishes.concurrency)
+        except (surveying.Stopped, StorageError):
+            return ()
 
     def _measures(self, plan: Plan, *, needs_sizes: bool) -> bool:
         """Measuring lists everything that is due: worth it where somebody reads the numbers or a brake counts them."""
@@ -259,6 +271,7 @@ class _Backlog:
         render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
         if self._kept.models:
             self._out.print(render.kept_models(self._kept))
+        render.show_partly(self._out, self._partly)
         for tripped in brakes(plan):
             self._out.print(tripped, style="red")
 
@@ -302,12 +315,16 @@ class _Backlog:
             )
             return sweeping.sweep(plan, equipment, orders, self._stop)
 
+    def _print_document(self, plan: Plan, report: sweeping.Report, *, code: int) -> None:
+        document = render.report_document(plan, report, self._kept, code=code)
+        render.print_json({**document, "partly_needed": render.partly_document(self._partly)})
+
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
         code = code or (_EXIT_FAILED if self._settled.problems else 0)
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
-            render.print_json(render.report_document(plan, report, self._kept, code=code))
+            self._print_document(plan, report, code=code)
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
             render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)

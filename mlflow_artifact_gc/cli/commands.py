@@ -365,6 +365,86 @@ def undo(**options: Any) -> None:
     undoing.run(**options)
 
 
+_author = click.option("--author", help="Who does this.  [default: the user of the operating system]")
+
+
+@click.group()
+def hold() -> None:
+    """Keep artifacts by hand, whatever is deleted in MLflow, until the hold ends or is released.
+
+    Users keep what is theirs in MLflow itself: by the tag artifact_gc.keep (true, or a date) on a run, experiment,
+    logged model, registered model or model version.
+    """
+
+
+@hold.command(
+    "add",
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc hold add --run-id 3f0c1…,77aa0… --reason "audit 2026" --until 2027-01-01
+  mlflow-artifact-gc hold add --registered-model churn --reason "in production until it is replaced"
+  mlflow-artifact-gc hold add --location s3://bucket/mlruns/7 --reason "being copied" --until 2d
+""",
+)
+@_stores
+@click.option("--run-id", "run_ids", type=_Ids(), multiple=True, help="These runs, their logged models and traces.")
+@click.option("--experiment-id", "experiment_ids", type=_Ids(), multiple=True, help="All that these experiments have.")
+@click.option("--logged-model-id", "logged_model_ids", type=_Ids(), multiple=True, help="These logged models.")
+@click.option(
+    "--registered-model",
+    "registered_models",
+    multiple=True,
+    metavar="NAME",
+    help="What the versions of this registered model point at, deleted ones too.",
+)
+@click.option(
+    "--location",
+    "locations",
+    multiple=True,
+    metavar="URI",
+    help="What lies in this folder (s3: or mlflow-artifacts:), or around it.",
+)
+@click.option("--workspace", help="Of a registered model: only in this workspace.  [default: in every one]")
+@click.option("--reason", required=True, help="Why; plans and reports say it.")
+@click.option("--until", metavar="END", help="A date (to its end, in UTC), an instant or a duration.  [default: never]")
+@_author
+@_format
+def hold_add(**options: Any) -> None:
+    """Put a hold on runs, experiments, logged models, registered models or locations: one kind at a time."""
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import holding
+
+    holding.add(**options)
+
+
+@hold.command("rm", epilog="\b\nExample:\n  mlflow-artifact-gc hold rm 3 4\n")
+@_backend
+@click.argument("numbers", nargs=-1, required=True, metavar="NUMBER...")
+@_author
+@_format
+def hold_rm(**options: Any) -> None:
+    """Release holds: what nothing else keeps is looked at again at once."""
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import holding
+
+    holding.release(**options)
+
+
+@hold.command("ls")
+@_backend
+@click.option("--all", "every", is_flag=True, help="Also those that have ended or were released.")
+@_format
+def hold_ls(**options: Any) -> None:
+    """List holds: on what, by whom, why, until when."""
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import holding
+
+    holding.show(**options)
+
+
 @click.command(
     epilog="""\b
 Examples:

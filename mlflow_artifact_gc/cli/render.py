@@ -12,6 +12,7 @@ import click
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.kept import Kept
 from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Verdict
+from mlflow_artifact_gc.partly import Partly
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 from mlflow_artifact_gc.restoring import Restored
 from mlflow_artifact_gc.sweeping import Report
@@ -313,6 +314,40 @@ def kept_models(kept: Kept) -> str:
         f"Kept beside: {plural(kept.models, 'logged model')} of deleted runs{much}, because MLflow still shows them "
         "('init --models follow-run' lets them go with their run)."
     )
+
+
+def show_partly(out: Output, partly: Sequence[Partly]) -> None:
+    """Of what is kept, the locations of which only a part is needed, and how much lies beside that."""
+    if not partly:
+        return
+    grid = Grid("kept in part for", "beside", "size", "of", numbers=("beside", "size", "of"))
+    for one in partly[:_LINES]:
+        inside = ", ".join(part.prefix[len(one.location.prefix) :].rstrip("/") for part in one.parts)
+        sizes = (show_size(one.bytes_beside), show_size(one.size_bytes))
+        grid.add_row(f"{one.location.uri} ({inside})", show_count(one.objects_beside), *sizes)
+    out.print("")
+    _show_table(out, grid, cut=len(partly) - _LINES)
+    beside = show_size(sum(one.bytes_beside for one in partly))
+    objects = plural(sum(one.objects_beside for one in partly), "object")
+    out.print(
+        f"Needed in part: {plural(len(partly), 'location')}; {objects} of theirs, {beside}, lie beside what is needed. "
+        "Nothing in this version purges a part of a location."
+    )
+
+
+def partly_document(partly: Iterable[Partly]) -> list[dict[str, Any]]:
+    """The same as a document; empty where nothing was measured."""
+    return [
+        {
+            "location": one.location.uri,
+            "needed": [part.uri for part in one.parts],
+            "objects": one.objects,
+            "bytes": one.size_bytes,
+            "objects_beside": one.objects_beside,
+            "bytes_beside": one.bytes_beside,
+        }
+        for one in partly
+    ]
 
 
 def kept_document(kept: Kept) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import agenda, database, expiring, journal, kept, lease
-from mlflow_artifact_gc.cli import render
+from mlflow_artifact_gc import agenda, database, expiring, holds, journal, kept, lease
+from mlflow_artifact_gc.cli import holding, render
 from mlflow_artifact_gc.cli.output import Grid, Output
+from mlflow_artifact_gc.keeping import Hold
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Decision, Reason
 from mlflow_artifact_gc.policy import Scope
@@ -31,6 +32,7 @@ def run(*, output: str, **options: Any) -> None:
         seen_ms, troubled = agenda.first_seen(connection), agenda.troubled(connection)
         lost = agenda.lost(connection)
         waiting, stuck = expiring.sums(connection), expiring.stuck(connection)
+        by_hand = holds.active(connection, now_ms)
     cutoff_ms = now_ms - session.site.grace_ms
     # What waits for S3 is nothing that the worker would purge.
     found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False, action=Action.TAG)
@@ -48,6 +50,7 @@ def run(*, output: str, **options: Any) -> None:
         lost=lost,
         waiting=waiting,
         stuck=stuck,
+        by_hand=by_hand,
     )
     if output == "json":
         render.print_json({"command": "status", **_document(state)})
@@ -71,6 +74,7 @@ class _State:
     lost: int
     waiting: Mapping[Action, expiring.Waiting]
     stuck: list[str]
+    by_hand: list[Hold]
 
     @property
     def worker_lives(self) -> bool:
@@ -101,6 +105,7 @@ def _document(state: _State) -> dict[str, Any]:
         "protected": [
             {"kind": line.entity.kind.value, "id": line.entity.id, "by": line.evidence} for line in _protected(found)
         ],
+        "holds": holding.documents(state.by_hand, state.now_ms),
         "kept_models_of_deleted_runs": render.kept_document(state.kept),
         "intents": {name.value: count for name, count in summary.by_state.items()},
         "deleted_objects": summary.deleted_objects,
@@ -153,6 +158,11 @@ def _print(state: _State) -> None:
         out.table(grid)
         if len(protected) > _EXAMPLES:
             out.print(f"… and {len(protected) - _EXAMPLES:,} more (--format json has them all)")
+    if state.by_hand:
+        out.print("")
+        out.table(holding.table(state.by_hand[:_EXAMPLES], state.now_ms))
+        if len(state.by_hand) > _EXAMPLES:
+            out.print(f"… and {len(state.by_hand) - _EXAMPLES:,} more ('hold ls' has them all)")
     if summary.failed:
         grid = Grid("failed", "location", "why")
         for kind, id_, location, detail in summary.failed:

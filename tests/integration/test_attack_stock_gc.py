@@ -211,6 +211,23 @@ def test_what_is_registered_meanwhile_stays_outside_s3_too(
     assert files.path.exists()
 
 
+@pytest.mark.parametrize("kind", ["run", "experiment"])
+def test_what_is_held_meanwhile_stays_outside_s3_too(
+    site: Site,
+    old_local_run: tuple[str, Files],
+    after_the_plan: Callable[[Callable[[], object]], None],
+    kind: str,
+) -> None:
+    """As on S3: by itself, and with all of its experiment."""
+    made, files = old_local_run
+    target = {"run": made, "experiment": site.store.get_run(made).info.experiment_id}[kind]
+    add = ("hold", "add", "--backend-store-uri", site.uri, f"--{kind}-id", target, "--reason", "audit")
+    after_the_plan(lambda: run(*add))
+    assert mlflow_gc(site).code == 0
+    assert made in rows(site)
+    assert files.path.exists()
+
+
 def test_what_is_deleted_again_meanwhile_has_a_new_grace_period(
     site: Site, old_local_run: tuple[str, Files], after_the_plan: Callable[[Callable[[], object]], None]
 ) -> None:

@@ -958,6 +958,8 @@ def test_the_environment_never_shortens(prepared: Prepared, monkeypatch: pytest.
         (("--version",), 0),
         (("gc", "--help"), 0),
         (("init", "--help"), 0),
+        (("hold", "--help"), 0),
+        (("hold", "add", "--help"), 0),
         (("gc", "--older-than", "soon"), 2),
         (("gc", "--orphans"), 2),
         (("gc", "--jobs"), 2),
@@ -966,6 +968,9 @@ def test_the_environment_never_shortens(prepared: Prepared, monkeypatch: pytest.
         (("gc",), 2),
         (("status",), 2),
         (("init",), 2),
+        (("hold", "add", "--run-id", "a"), 2),
+        (("hold", "rm"), 2),
+        (("hold", "ls"), 2),
     ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: tuple[str, ...], code: int) -> None:

@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "expiry_tag", "locations", "model", "prices", "quantities"},
-    {"layouts", "lifecycle", "policy", "protection", "planning"},
+    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning"},
     {
         "config",
         "tables",
@@ -28,6 +28,7 @@ LAYERS = (
         "database",
         "processes",
         "combining",
+        "holds",
         "references",
         "inbox",
         "journal",
@@ -52,6 +53,7 @@ LAYERS = (
         "sweeping",
         "session",
         "kept",
+        "partly",
         "restoring",
         "settling",
         "tallying",

@@ -157,9 +157,12 @@ def encoded(text: str, draw: st.DrawFn) -> str:
 
 @st.composite
 def pointers(draw: st.DrawFn, around: tuple[Owner, ...]) -> Pointer:
-    """A reference to an id, to a place of an entity, above it, beneath it or elsewhere, written in some way."""
+    """A reference to an id, an experiment, a place of an entity, above it, beneath it or elsewhere, in some writing."""
     strength = draw(st.sampled_from(Strength))
     some = draw(st.sampled_from([owner for owner in around if not owner.live] or around))
+    if draw(st.integers(0, 7)) == 0:
+        experiment_id = some.tombstone.entity.experiment_id
+        return Pointer(reference=Reference(holder="hold", text="", experiment_id=experiment_id), bucket=None)
     if draw(st.integers(0, 2)) == 0:
         id_ = draw(st.sampled_from((some.id, some.id.upper(), encoded(some.id, draw))))
         form = draw(st.sampled_from(("models:/{}", "runs:/{}/model", "gs://copy/a{}0", "{}", "file:///mnt/{}/x")))
@@ -218,6 +221,8 @@ def holds_id(text: str, id_: str) -> bool:
 def needs(pointer: Pointer, owner: Owner) -> bool:
     """Whether a reference needs what lies at an owner's place."""
     if holds_id(pointer.reference.text, owner.id):
+        return True
+    if pointer.reference.experiment_id == owner.tombstone.entity.experiment_id:
         return True
     if pointer.bucket != owner.bucket:
         return False

@@ -39,12 +39,18 @@ def _rows(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
+def _commands(group: click.Group = cli.main, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield before + name, command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{before}{name} ")
+
+
 def _options() -> Iterator[tuple[str, str]]:
-    for name, command in cli.main.commands.items():
-        for one in command.commands.values() if isinstance(command, click.Group) else (command,):
-            for parameter in one.params:
-                if isinstance(parameter, click.Option) and not parameter.hidden:
-                    yield from ((name, option) for option in parameter.opts)
+    for name, command in _commands():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                yield from ((name, option) for option in parameter.opts)
 
 
 @cache
@@ -82,7 +88,7 @@ def test_every_virtual_environment_is_made_in_one_way() -> None:
     assert {found.strip() for found in re.findall(r"^ *(python3 -m venv .*?'\.\[\w+\]')", told, re.MULTILINE)} <= starts
 
 
-@pytest.mark.parametrize("name", cli.main.commands)
+@pytest.mark.parametrize("name", [name for name, _ in _commands()])
 def test_every_command_is_documented(name: str) -> None:
     """Each command is shown as it is typed."""
     assert re.search(rf"(`|mlflow-artifact-gc ){name}\b", _documents())
@@ -130,6 +136,15 @@ def test_the_rights_are_those_that_are_needed() -> None:
 def test_every_refusal_is_said_in_these_words(said: str) -> None:
     """A person finds what stands on the screen."""
     assert any(said.strip() in sentence for sentence in _sentences())
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    """A promise without its test would be none."""
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (CHECKOUT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", _documents()))
+
+    assert named - set(re.findall(r"def (test_\w+)\(", written)) == set()
+    assert named
 
 
 def test_links_lead_somewhere() -> None:
