@@ -293,8 +293,14 @@ class Actor(ABC):
             if work.line in changed:
                 work.end(changed[work.line].outcome, changed[work.line].detail + _lost(work))
 
-    def in_batches(self, pairs: Iterable[Pair], size: int = s3.MOST_ENTRIES) -> Iterator[list[Pair]]:
-        """The pairs, a batch at a time, each after a last look; without those that it has ended."""
+    def in_batches(self, pairs: Iterable[Pair], size: int | None = None) -> Iterator[list[Pair]]:
+        """The pairs, a batch at a time, each after a last look; without those that it has ended.
+
+        Args:
+            pairs: what to act on.
+            size: of a batch; by default what one request deletes at most.
+        """
+        size = size or s3.MOST_ENTRIES
         batch: list[Pair] = []
         for pair in pairs:
             batch.append(pair)
