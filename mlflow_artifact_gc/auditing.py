@@ -438,14 +438,18 @@ class _Judge:
     # What is named, and not there
 
     def _references_without_objects(self, found: Iterable[Reference]) -> None:
+        told: set[tuple[str, Location]] = set()
         for reference in found:
             if not reference.holder.startswith("registered model "):
                 continue
             places = every_place(reference.text, self._setting.destination, reference.workspace)
             read = [place for place in places if self._is_read(place)]
-            if read and not any(self._tally.holds(place) for place in places):
+            # Without the column: both often name one place.
+            what = reference.holder.rpartition(", ")[0]
+            if read and (what, read[0]) not in told and not any(self._tally.holds(place) for place in places):
+                told.add((what, read[0]))
                 self._findings.gone.append(
-                    Gone(what=reference.holder, place=read[0], evidence="the version's files should lie there")
+                    Gone(what=what, place=read[0], evidence="the version's files should lie there")
                 )
 
 

@@ -500,7 +500,7 @@ def test_money_is_that_of_the_price_file(site: Site, tmp_path: Path, monkeypatch
     assert "no price is known for this store" in audit(site).out
 
 
-@pytest.mark.parametrize("kind", ["seaweed", "moto", "moto-versioned"])
+@pytest.mark.parametrize("kind", ["seaweed", "moto-versioned"])
 def test_a_large_experiment_is_listed_in_parts(
     kind: str, request: pytest.FixtureRequest, make_site: Callable[[Site], Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
