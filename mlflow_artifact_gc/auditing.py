@@ -385,7 +385,7 @@ class _Judge:
         known = {one.id for one in experiments}
         names = {one.workspace for one in experiments} | set(workspaces) | {DEFAULT_WORKSPACE, ""}
         for batch in self._tally.undecided(recognised=True, batch=_BATCH):
-            candidates = [Candidate(id_, place) for place, _, id_, _, _ in batch]
+            candidates = [Candidate(id_, place, experiment_id) for place, _, id_, experiment_id, _ in batch]
             protection = Protection(candidates, self._setting.destination)
             holders: dict[int, str] = {}
             for reference in found:

@@ -219,3 +219,18 @@ def test_a_bucket_without_versions_is_refused(
     assert ran.code == 4
     assert bucket in ran.err
     assert site.snapshot().items == before.items
+
+
+def test_a_hold_takes_back_what_is_hidden(site: Site) -> None:
+    """As soon as the worker hears of it; and what the hold said when it was put on came true."""
+    experiment = site.experiment()
+    held, other = (site.run(experiment, n_objects=2) for _ in range(2))
+    for dead in (held, other):
+        site.delete_run(dead)
+    init(site, *NOW, "--action", "hide")
+    assert outcomes(gc(site)) == {held: "waiting", other: "waiting"}
+    put = run("hold", "add", "--backend-store-uri", site.uri, "--run-id", held, "--reason", "audit")
+    assert "1 location was hidden or tagged before, and is to be taken back by the worker or 'gc' in time" in put.err
+    turn(site)
+    assert (left_shown(site, held), left_shown(site, other)) == (2, 0)
+    assert "audit" in tags(site, held)["artifact_gc.protected_by"]
