@@ -98,8 +98,10 @@ def _dates_while_swept(row: sa.RowMapping, one: journal.Expected, grace_ms: int,
         return {"look_ms": one.since_ms + grace_ms} if adopts else {}
     if not one.noted or one.first_seen_ms <= row["state_ms"]:
         return {}
-    # The process that is sweeping it sees this before its next batch, and lets go of it.
-    return {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
+    # The process that is sweeping it sees this before its next batch, and lets go of it. What it has hidden or tagged
+    # until then is taken back at once.
+    touched = row["acted_from_ms"] is not None
+    return {"first_seen_ms": one.first_seen_ms, "look_ms": now_ms if touched else one.since_ms + grace_ms}
 
 
 def _deleted_again(row: sa.RowMapping, one: journal.Expected) -> bool:

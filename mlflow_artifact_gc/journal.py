@@ -29,6 +29,8 @@ _IN_LIMIT: Final = 500
 _CORES: Final = 100
 NEXT_LOOK_MS: Final = 24 * 3_600_000
 """What is hidden or tagged is listed again so much later, and then again and again."""
+_BEGUN_MS: Final = 0
+"""The date to look at what is being hidden or tagged. A later one is of somebody who asks for it meanwhile."""
 LOST: Final = "its row in MLflow is gone for good"
 
 
@@ -317,7 +319,7 @@ def begin(
                     spared=sa.bindparam("new_spared"),
                     undone_ms=None,
                     # From now on somebody has to look at it, whatever becomes of this process.
-                    look_ms=sa.func.coalesce(intents.c.look_ms, now_ms),
+                    look_ms=_BEGUN_MS,
                 ),
                 noted,
             )
@@ -586,11 +588,14 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
         intents.update()
         .where(mine)
         .values(
+    # Restored or deleted again after the last look, and the worker has heard of it: that date stays.
+    asked = sa.func.coalesce(intents.c.look_ms, _BEGUN_MS) > _BEGUN_MS
+    next_ms = now + NEXT_LOOK_MS
             **counts,
             state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,
             detail=sa.case((lost, LOST), else_=detail),
-            look_ms=sa.case((watched, now), (waits, now + NEXT_LOOK_MS), else_=intents.c.look_ms),
+            look_ms=sa.case((watched, now), (sa.and_(waits, sa.not_(asked)), next_ms), else_=intents.c.look_ms),
             attempts=intents.c.attempts + sa.bindparam("tried"),
             swept_ms=sa.case((sa.or_(verified, waits), now), else_=intents.c.swept_ms),
             **ended,
