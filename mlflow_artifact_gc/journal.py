@@ -289,22 +289,29 @@ def begin(
     *,
     owner: str,
     now_ms: int,
-) -> set[Location]:
-    """Note that claimed locations are being hidden or tagged; those of which too much would have to be remembered.
+) -> dict[Location, Action | None]:
+    """Note that claimed locations are being hidden or tagged, but for those that this returns.
 
     Args:
         hide: what to remember of the hide of a location, by what is remembered, and the time.
+
+    Returns:
+        Those that were begun with the other action, which could not be taken back any more, and with which one; None
+        for those of which too much would have to be remembered.
     """
     by_key = {sha256(line.location): line.location for line in lines if line.location}
-    refused: set[Location] = set()
+    refused: dict[Location, Action | None] = {}
     for start in range(0, len(by_key), _IN_LIMIT):
         rows = intent_rows(connection, [*by_key][start : start + _IN_LIMIT])
         noted: list[dict[str, Any]] = []
         for key, row in sorted(rows.items()):
+            if row["acted_from_ms"] is not None and row["action"] != action:
+                refused[by_key[key]] = Action(row["action"])
+                continue
             wanted = hide(by_key[key], hide_of(row), now_ms)
             spared = hides.as_text(wanted.spared) if wanted else None
             if wanted and spared is None:
-                refused.add(by_key[key])
+                refused[by_key[key]] = None
             elif row["claimed_by"] == owner:
                 noted.append({"key": key, "new_spared": spared})
         if noted:
@@ -581,6 +588,9 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
         name: sa.case((verified, None), else_=intents.c[name])
         for name in ("action", "acted_from_ms", "acted_plan_id", "spared")
     }
+    # Restored or deleted again after the last look, and the worker has heard of it: that date stays.
+    asked = sa.func.coalesce(intents.c.look_ms, _BEGUN_MS) > _BEGUN_MS
+    next_ms = now + NEXT_LOOK_MS
     # What the worker waits for it looks at again, and at once: only MLflow's row tells whether it was deleted again.
     watched = sa.and_(restored, intents.c.look_ms.is_not(None))
     lost = sa.and_(restored, intents.c.look_ms.is_(None), intents.c.detail == LOST)
@@ -588,9 +598,6 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
         intents.update()
         .where(mine)
         .values(
-    # Restored or deleted again after the last look, and the worker has heard of it: that date stays.
-    asked = sa.func.coalesce(intents.c.look_ms, _BEGUN_MS) > _BEGUN_MS
-    next_ms = now + NEXT_LOOK_MS
             **counts,
             state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,

@@ -50,8 +50,7 @@ class Tagger(Actor):
 
     def begin(self, sights: Sequence[Sight], lines: Sequence[Decision]) -> dict[Location, str]:  # noqa: ARG002
         """Note that these will be tagged. As ``Actor``'s."""
-        self.fence.begin(lines, self.action, lambda _location, _before, _now_ms: None)
-        return {}
+        return self.fence.begin(lines, self.action, lambda _location, _before, _now_ms: None)
 
     def _round(self, task: ListingTask, works: Mapping[Location, Work]) -> None:
         self._tag((work, entry) for work in open_works(works) for entry in work.pending)
