@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import agenda, database, expiring, notices, planning, processes, surveying
-from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, StorageError
+from mlflow_artifact_gc import agenda, database, expiring, journal, notices, planning, processes, s3, surveying
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, RootRefused, StorageError
 from mlflow_artifact_gc.expiring import Ending, Touched
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.hides import CLOCKS_MS
@@ -65,12 +65,14 @@ class Settler:
 
         Raises:
             DatabaseUnusable, ReferencesIncomplete: nothing was done.
+            RootRefused: as ``take_back`` does.
         """
         with database.reading(self.session.engine) as connection:
             now_ms = database.clock_ms(connection)
             found = expiring.touched(connection, now_ms=now_ms, everything=everything)
         if not found:
             return Settled()
+        self._require_endpoint()
         lines = {
             line.location: line
             for line in decide(self.session, [one.entity for one in found], now_ms - self.grace_ms)
@@ -111,9 +113,11 @@ class Settler:
 
         Raises:
             DatabaseUnusable: what was taken back and not written down is taken back again.
+            RootRefused: this is not the S3 in which something was hidden or tagged; nothing was done.
         """
         if not found:
             return Settled()
+        self._require_endpoint()
         by_location = {one.location: one for one in found}
         with database.writing(self.session.engine) as connection:
             now_ms = database.clock_ms(connection)
@@ -142,6 +146,18 @@ class Settler:
                     problems.append(problem)
                     _logger.error("Not taken back: %s", problem)
         return Settled(restored=tuple(restored), problems=tuple(problems))
+
+    def _require_endpoint(self) -> None:
+        """Elsewhere, in a bucket of the same name, all that waits would seem to have gone."""
+        with database.reading(self.session.engine) as connection:
+            known = journal.proven_endpoints(connection)
+        endpoint = s3.endpoint_name(self.client())
+        if endpoint not in known:
+            raise RootRefused(
+                f"This process reaches S3 at {endpoint}, and what is hidden or tagged was found at "
+                f"{', '.join(sorted(known)) or 'no known place'}: nothing was touched. Set MLFLOW_S3_ENDPOINT_URL as "
+                "the site has it; only if S3 was moved, run 'mlflow-artifact-gc init --adopt'"
+            )
 
     def _keep(self, location: Location) -> None:
         with database.writing(self.session.engine) as connection:
