@@ -71,6 +71,8 @@ def expect(
             begun = row["state"] == journal.State.SWEEPING
             later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms), begun=begun)
             renewed = {"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)}
+            # Of a hide that was killed: before the end of its claim is taken away.
+            renewed["new_acted_until_ms"] = journal.acted_until_ms(row)
             if row["acted_from_ms"] is not None:
                 # Hidden or tagged before: S3 must not remove it while a new grace period runs.
                 renewed["new_look_ms"] = now_ms

@@ -524,6 +524,9 @@ def release(connection: Connection, *, owner: str, now_ms: int) -> None:
     """Give back what ``owner`` has claimed and not ended: pending again."""
     mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
     lock(connection, mine)
+    # What it may have hidden, it has hidden by now.
+    begun = sa.and_(intents.c.acted_from_ms.is_not(None), intents.c.acted_until_ms.is_(None))
+    until_ms = sa.case((begun, now_ms + hides.CLOCKS_MS), else_=intents.c.acted_until_ms)
     values = {"state": State.PENDING, "state_ms": now_ms, "claimed_by": None, "claimed_until_ms": None}
     connection.execute(intents.update().where(mine).values(**values))
 
