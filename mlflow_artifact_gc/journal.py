@@ -587,6 +587,9 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     restored = state == State.CANCELLED
     touched = intents.c.acted_from_ms.is_not(None)
     verified, waits = state == State.SWEPT, state == State.WAITING
+    # Who has counted nothing (a purge, or what was put off) leaves what was counted before.
+    n_waiting: sa.BindParameter[int] = sa.bindparam("n_waiting_objects", type_=sa.BigInteger)
+    counted = sa.and_(touched, sa.or_(waits, n_waiting > 0))
     ended = {
         name: sa.case((verified, None), else_=intents.c[name])
         for name in ("action", "acted_from_ms", "acted_plan_id", "spared")
@@ -614,8 +617,10 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
                 (touched, sa.func.coalesce(until, intents.c.acted_until_ms, now + hides.CLOCKS_MS)),
                 else_=intents.c.acted_until_ms,
             ),
-            waiting_objects=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_objects")), else_=0),
-            waiting_bytes=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_bytes")), else_=0),
+            waiting_objects=sa.case((verified, 0), (counted, n_waiting), (touched, intents.c.waiting_objects), else_=0),
+            waiting_bytes=sa.case(
+                (verified, 0), (counted, sa.bindparam("n_waiting_bytes")), (touched, intents.c.waiting_bytes), else_=0
+            ),
             claimed_by=None,
             claimed_until_ms=None,
         ),
