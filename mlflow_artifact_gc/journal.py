@@ -528,7 +528,7 @@ def release(connection: Connection, *, owner: str, now_ms: int) -> None:
     begun = sa.and_(intents.c.acted_from_ms.is_not(None), intents.c.acted_until_ms.is_(None))
     until_ms = sa.case((begun, now_ms + hides.CLOCKS_MS), else_=intents.c.acted_until_ms)
     values = {"state": State.PENDING, "state_ms": now_ms, "claimed_by": None, "claimed_until_ms": None}
-    connection.execute(intents.update().where(mine).values(**values))
+    connection.execute(intents.update().where(mine).values(**values, acted_until_ms=until_ms))
 
 
 def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_ms: int) -> set[Location]:

@@ -18,7 +18,7 @@ from mlflow_artifact_gc.expiring import Ending, Touched
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.journal import State
-from mlflow_artifact_gc.model import Decision, EntityKind, Reason
+from mlflow_artifact_gc.model import Action, Decision, EntityKind, Reason
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import chunks, decide
 
@@ -228,6 +228,8 @@ class Settler:
 
 def _written_since(found: surveying.Found, one: Touched) -> bool:
     """Whether a current object came after the last sweep; on some servers a tag moves an object's date."""
+    if one.action is Action.HIDE:
+        return True  # None was shown then.
     return found.youngest_current_ms is not None and found.youngest_current_ms > one.acted_ms + CLOCKS_MS
 
 

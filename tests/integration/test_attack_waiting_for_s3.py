@@ -16,6 +16,7 @@ import pytest
 
 from mlflow_artifact_gc import tagging
 from mlflow_artifact_gc.demo.servers import S3Server
+from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.fence import Fence
 from mlflow_artifact_gc.sweeping import _Sweep
 from tests.command import gc, init, outcomes, run
@@ -23,7 +24,7 @@ from tests.integration.test_attack_sweep import once_before
 from tests.integration.test_hide import left_shown, undo, versioned
 from tests.integration.test_tag import TAG, put_tags, ruled, tagged
 from tests.site import Site
-from tests.working import intents, turn, watched, worker
+from tests.working import NOW, intents, shift, tags, turn, watched, worker
 
 MakeSite = Callable[[Site], Site]
 DAY_MS = 86_400_000
@@ -219,3 +220,109 @@ def test_what_is_registered_elsewhere_while_it_is_tagged_is_taken_back_at_once(
     assert len(looked) > 1
     assert list(tagged(site, dead).values()) == [{}, {}, {}]
     assert intents(site, "state", "acted_from_ms") == [("pending", None)]
+
+
+def hidden_ms(site: Site, run_id: str) -> int:
+    """When the delete marker of a run's only object was written."""
+    answer = site.client.list_object_versions(Bucket=site.bucket, Prefix=site.key_of(site.artifact_uri(run_id)) + "/")
+    (marker,) = answer["DeleteMarkers"]
+    return int(marker["LastModified"].timestamp() * 1000)
+
+
+@pytest.mark.parametrize("heard", ["deleted again", "restored", "at last"])
+def test_a_killed_hide_ends_with_its_claim_whoever_finds_it(site: Site, heard: str) -> None:
+    """A user's own delete marker of long after the kill is not taken for ours, although the end was never written."""
+    versioned(site)
+    dead = site.run(site.experiment(), {"a": b"1"})
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    init(site, "--grace", "7d")
+    ours_ms = hidden_ms(site, dead)
+    # Killed: five minutes, by which the clocks may differ, before a second after its last marker.
+    site.execute(
+        "UPDATE artifact_gc_intents SET state = 'sweeping', claimed_by = 'nobody', acted_until_ms = NULL,"
+        " claimed_until_ms = :ms",
+        ms=ours_ms + 1_000 - 300_000,
+    )
+    time.sleep(max(0.0, ours_ms / 1000 + 2.5 - time.time()))
+    key = next(iter(site.objects))
+    site.client.put_object(Bucket=site.bucket, Key=key, Body=b"2")
+    site.client.delete_object(Bucket=site.bucket, Key=key)
+    if heard != "at last":
+        site.restore_run(dead)
+    if heard == "deleted again":
+        time.sleep(0.01)
+        site.delete_run(dead)
+    if heard == "at last":
+        undo(site, "--run-ids", dead)
+    else:
+        turn(site)
+
+    ((until_ms,),) = intents(site, "acted_until_ms")
+    assert (left_shown(site, dead), until_ms) == (0, None)
+
+
+def test_a_hide_that_could_not_be_recorded_has_an_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database takes no notes after the hide: whoever releases the claim says until when it may have hidden."""
+    versioned(site)
+    dead = site.run(site.experiment(), {"a": b"1"})
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+
+    def lost(*_arguments: object) -> None:
+        raise DatabaseUnusable("gone for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Sweep, "_record", lost)
+        gc(site, expect=1)
+
+    ((state, claimed_by, until_ms),) = intents(site, "state", "claimed_by", "acted_until_ms")
+    assert (state, claimed_by) == ("pending", None)
+    assert until_ms is not None
+    undo(site, "--run-ids", dead)
+    assert left_shown(site, dead) == 1
+
+
+def test_a_look_that_changes_nothing_keeps_what_is_counted(site: Site) -> None:
+    """A purge of what is hidden that is put off hides nothing and removes nothing: as much waits as before."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=3, object_bytes=10)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    assert outcomes(gc(site, "--action", "purge", "--min-object-age", "1h")) == {dead: "postponed"}
+
+    assert intents(site, "acted_from_ms IS NULL", "waiting_objects", "waiting_bytes") == [(0, 3, 30)]
+
+
+def test_what_is_written_right_after_a_hide_is_hidden_too(site: Site) -> None:
+    """What a listing shows was not there when it was hidden, however few seconds lie between."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    site.write(dead, site.artifact_uri(dead), {"late": b"1"})
+    shift(site, 2 * DAY_MS)
+
+    turn(site)
+    turn(site)
+
+    assert left_shown(site, dead) == 0
+    assert intents(site, "state") == [("waiting",)]
+
+
+def test_what_was_purged_for_its_tags_is_said(site: Site) -> None:
+    """With --full-tag-sets purge some of it has gone for good, and a restored run says so."""
+    dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
+    put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ruled(site, "--full-tag-sets", "purge")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+
+    site.restore_run(dead)
+    turn(site)
+
+    assert "1 object" in tags(site, dead)["artifact_gc.purged"]
