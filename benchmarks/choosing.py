@@ -70,23 +70,33 @@ class Cost:
 def costs(case: Case) -> dict[str, Cost]:
     """What each action asks of S3: as purging.py does it, with a listing of its own for each location."""
     pages = case.pages()
+    hidden_days, tagged_days = case.noncurrent_days + _MIDNIGHT_DAYS, _TAG_RULE_DAYS + _MIDNIGHT_DAYS
     return {
         "purge": Cost(lists=(_LOOK + _VERIFY) * pages, deletes=pages, written_keys=case.objects),
         "hide": Cost(
-            # A second time when the rule has acted.
-            lists=(_LOOK + 2 * _VERIFY) * pages,
+            lists=(_LOOK + (1 + _looks(hidden_days)) * _VERIFY) * pages,
             deletes=pages,
+            # Before each batch: does the bucket still keep versions?
+            reads=pages,
             written_keys=case.objects,
-            days_until_gone=case.noncurrent_days + _MIDNIGHT_DAYS,
+            days_until_gone=hidden_days,
         ),
         "tag": Cost(
-            lists=(_LOOK + _VERIFY) * pages,
+            lists=(_LOOK + (1 + _looks(tagged_days)) * _VERIFY) * pages,
             reads=case.objects,
             tags=case.objects,
             written_keys=case.objects,
-            days_until_gone=_TAG_RULE_DAYS + _MIDNIGHT_DAYS,
+            days_until_gone=tagged_days,
         ),
     }
+
+
+def _looks(days: int) -> int:
+    """How often what waits is listed until it is found gone: after one day, two, four, and then each week."""
+    looks, after = 1, 1
+    while after < days:
+        looks, after = looks + 1, after + min(after, 7)
+    return looks
 
 
 def own_time_s(case: Case, cost: Cost) -> float:
@@ -149,7 +159,7 @@ def table(case: Case, prices: Prices) -> str:
         "|---|" + "---|" * len(by_action),
         row("LIST requests", lambda _, cost: f"{cost.lists:,}"),
         row("DeleteObjects requests", lambda _, cost: f"{cost.deletes:,}"),
-        row("GetObjectTagging requests", lambda _, cost: f"{cost.reads:,}"),
+        row("GET requests (tags; versioning)", lambda _, cost: f"{cost.reads:,}"),
         row("PutObjectTagging requests", lambda _, cost: f"{cost.tags:,}"),
         row(f"requests, {prices.currency}", lambda action, _: dollars(paid[action].requests)),
         row(f"tags until gone, {prices.currency}", lambda action, _: dollars(paid[action].tags)),

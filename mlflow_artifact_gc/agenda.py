@@ -71,6 +71,8 @@ def expect(
             begun = row["state"] == journal.State.SWEEPING
             later = replace(one, first_seen_ms=max(one.first_seen_ms, known_ms), begun=begun)
             renewed = {"key": key, **_renewed(later, grace_ms=grace_ms, now_ms=now_ms)}
+            # Of a hide that was killed: before the end of its claim is taken away.
+            renewed["new_acted_until_ms"] = journal.acted_until_ms(row)
             if row["acted_from_ms"] is not None:
                 # Hidden or tagged before: S3 must not remove it while a new grace period runs.
                 renewed["new_look_ms"] = now_ms
@@ -98,8 +100,10 @@ def _dates_while_swept(row: sa.RowMapping, one: journal.Expected, grace_ms: int,
         return {"look_ms": one.since_ms + grace_ms} if adopts else {}
     if not one.noted or one.first_seen_ms <= row["state_ms"]:
         return {}
-    # The process that is sweeping it sees this before its next batch, and lets go of it.
-    return {"first_seen_ms": one.first_seen_ms, "look_ms": one.since_ms + grace_ms}
+    # The process that is sweeping it sees this before its next batch, and lets go of it. What it has hidden or tagged
+    # until then is taken back at once.
+    touched = row["acted_from_ms"] is not None
+    return {"first_seen_ms": one.first_seen_ms, "look_ms": now_ms if touched else one.since_ms + grace_ms}
 
 
 def _deleted_again(row: sa.RowMapping, one: journal.Expected) -> bool:
@@ -206,17 +210,31 @@ def to_look_at(connection: Connection, *, grace_ms: int, now_ms: int) -> list[Wa
 
 
 def look_again(connection: Connection, later: Mapping[Location, tuple[int, str]]) -> None:
-    """Look again at what still waits: for each location when, and why not now."""
+    """Look again at what still waits: for each location when, and why not now.
+
+    What is kept, and is hidden or tagged in part, is taken back at once.
+    """
     rows = [
-        {"key": journal.sha256(location), "new_look_ms": at_ms, "new_detail": why[:_DETAIL]}
+        {
+            "key": journal.sha256(location),
+            "new_look_ms": at_ms,
+            "new_detail": why[:_DETAIL],
+            "needed": int(why.startswith(KEPT)),
+        }
         for location, (at_ms, why) in sorted(later.items())
     ]
     if rows:
+        needed: sa.BindParameter[int] = sa.bindparam("needed", type_=sa.Integer)
+        back = sa.and_(needed == 1, intents.c.acted_from_ms.is_not(None))
         waits = sa.and_(
             intents.c.location_sha256 == sa.bindparam("key"),
             sa.or_(intents.c.state == journal.State.PENDING, intents.c.state == journal.State.SWEEPING),
         )
-        values: dict[str, Any] = {"look_ms": sa.bindparam("new_look_ms"), "detail": sa.bindparam("new_detail")}
+        look_ms: sa.BindParameter[int] = sa.bindparam("new_look_ms", type_=sa.BigInteger)
+        values: dict[str, Any] = {
+            "look_ms": sa.case((back, intents.c.state_ms), else_=look_ms),
+            "detail": sa.bindparam("new_detail"),
+        }
         connection.execute(intents.update().where(waits).values(**values), rows)
 
 
@@ -365,7 +383,10 @@ def wake_protected(connection: Connection, *, grace_ms: int, now_ms: int) -> Non
 
 def regrace(connection: Connection, grace_ms: int, ids: tuple[int, int]) -> None:
     """The site's settings have changed: what waits among these ids gets its date anew."""
-    waits = sa.and_(intents.c.state == journal.State.PENDING, intents.c.look_ms.is_not(None))
+    # What is hidden or tagged is not: it may have to be taken back now.
+    waits = sa.and_(
+        intents.c.state == journal.State.PENDING, intents.c.look_ms.is_not(None), intents.c.acted_from_ms.is_(None)
+    )
     connection.execute(intents.update().where(waits, intents.c.id.between(*ids)).values(look_ms=_SINCE + grace_ms))
 
 

@@ -7,7 +7,7 @@ accounts for has to pass the same references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -41,6 +41,8 @@ _STANDINGS: Final = {
     Reason.GRACE: Standing.SOFT_DELETED,
     Reason.UNDATED: Standing.SOFT_DELETED,
     Reason.SWEPT_BEFORE: Standing.SOFT_DELETED,
+    Reason.WAITING: Standing.SOFT_DELETED,
+    Reason.UNDONE: Standing.SOFT_DELETED,
     Reason.PROTECTED: Standing.PROTECTED,
     Reason.NESTED: Standing.PROTECTED,
 }
@@ -259,9 +261,9 @@ class _Judge:
         with database.reading(tracked.engine) as connection:
             tracking = tracked.on(connection)
             experiments, workspaces = tracking.experiments(), tracking.workspaces()
-            swept = journal.swept(connection) if self._setting.site else {}
+            done = journal.done(connection) if self._setting.site else journal.Done()
         self._findings.experiments = {one.id: one.name for one in experiments}
-        self._own_rows(found, swept)
+        self._own_rows(found, done)
         self._left_over(found, experiments, workspaces)
         self._foreign_roots()
         self._references_without_objects(found)
@@ -269,7 +271,7 @@ class _Judge:
         young_ms = self._findings.now_ms - age_ms - _AGE_MARGIN_MS if age_ms else None
         self._tally.settle(young_ms=young_ms, judged=self._setting.registry is not None)
 
-    def _own_rows(self, found: Sequence[Reference], swept: Mapping[Location, int | None]) -> None:
+    def _own_rows(self, found: Sequence[Reference], done: journal.Done) -> None:
         """What rows account for. The deleted ones are decided some thousands at a time: all at once are much memory."""
         waiting: list[Tombstone] = []
         for rows, deleted in self._setting.tracked.own_rows(_BLOCK):
@@ -278,16 +280,14 @@ class _Judge:
             with self._tally.transaction():
                 self._rows(rows, gone)
             if len(waiting) >= _BATCH:
-                self._tombstones(waiting, found, swept)
+                self._tombstones(waiting, found, done)
                 waiting = []
-        self._tombstones(waiting, found, swept)
+        self._tombstones(waiting, found, done)
         self._ask_runs()
 
     # What is deleted
 
-    def _tombstones(
-        self, tombstones: Sequence[Tombstone], found: Sequence[Reference], swept: Mapping[Location, int | None]
-    ) -> None:
+    def _tombstones(self, tombstones: Sequence[Tombstone], found: Sequence[Reference], done: journal.Done) -> None:
         with self._setting.tracked.reading() as tracking:
             owners = tracking.owners(planning.ids_in_places(tombstones))
         facts = planning.Facts(
@@ -295,7 +295,9 @@ class _Judge:
             references=found,
             owners=owners,
             destination=self._setting.destination,
-            swept_ms=swept,
+            swept_ms=done.swept_ms,
+            waiting_ms=done.waiting_ms,
+            undone_ms=done.undone_ms,
         )
         cutoff_ms = self._findings.now_ms - self._setting.grace_ms
         lines = planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)

@@ -6,7 +6,7 @@ date, a restore is not complete before S3 was asked to take something back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -207,12 +207,15 @@ def arrived(connection: Connection, locations: Iterable[Location], now_ms: int) 
     connection.execute(intents.update().where(waits).values(**values), rows)
 
 
-def look_later(connection: Connection, why: dict[Location, str], now_ms: int) -> None:
-    """Something is still there."""
-    rows = [{"key": journal.sha256(location), "new_detail": text[:_DETAIL]} for location, text in sorted(why.items())]
+def look_later(connection: Connection, why: Mapping[Location, tuple[int, str]]) -> None:
+    """Something is still there: for each location when to look again, and what."""
+    rows = [
+        {"key": journal.sha256(location), "new_look_ms": at_ms, "new_detail": text[:_DETAIL]}
+        for location, (at_ms, text) in sorted(why.items())
+    ]
     if rows:
         waits = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), intents.c.state == State.WAITING)
-        later = {"look_ms": now_ms + journal.NEXT_LOOK_MS, "detail": sa.bindparam("new_detail")}
+        later: dict[str, Any] = {"look_ms": sa.bindparam("new_look_ms"), "detail": sa.bindparam("new_detail")}
         connection.execute(intents.update().where(waits).values(**later), rows)
 
 

@@ -32,6 +32,14 @@ _RENEWALS: Final = 4
 _MARGIN_S: Final = 5.0
 _OUTWAIT_S: Final = 10.0
 _TICK_S: Final = 0.05
+TOO_MANY_MARKERS: Final = (
+    "so many of its keys were hidden just before by others that a hide of ours could not be told from theirs: wait ten "
+    "minutes, or use --action purge or tag"
+)
+_BEGUN_OTHERWISE: Final = (
+    "it was begun as {0}, and only as that can it be taken back: finish it with --action {0} (the worker does so by "
+    "itself), take it back with 'undo', or use --action purge"
+)
 _Noted = set[tuple[inbox.Subject, str]]
 
 
@@ -167,7 +175,7 @@ class Fence:
         lines: Sequence[Decision],
         action: Action,
         hide: Callable[[Location, Hide | None, int], Hide | None],
-    ) -> set[Location]:
+    ) -> dict[Location, str]:
         """Note, before anything of it is done, that these are being hidden or tagged.
 
         Args:
@@ -176,17 +184,21 @@ class Fence:
             hide: what is to be remembered of the hide of a location, by what is remembered already, and the time.
 
         Returns:
-            Those that must not be touched: what was to be remembered of them is more than our table holds.
+            Those that must not be touched, and why.
 
         Raises:
             DatabaseUnusable: nothing was noted, and nothing may be done.
         """
 
-        def statements(connection: Connection) -> set[Location]:
+        def statements(connection: Connection) -> dict[Location, Action | None]:
             now_ms = database.clock_ms(connection)
             return journal.begin(connection, lines, self._plan, action, hide, owner=self._owner, now_ms=now_ms)
 
-        return database.written(self._engine, statements)
+        refused = database.written(self._engine, statements)
+        return {
+            location: _BEGUN_OTHERWISE.format(begun) if begun else TOO_MANY_MARKERS
+            for location, begun in refused.items()
+        }
 
     # Checks
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from mlflow_artifact_gc import hides, s3
 from mlflow_artifact_gc.acting import Actor, Sight, Work, failed_detail, identity, open_works
+from mlflow_artifact_gc.fence import TOO_MANY_MARKERS
 from mlflow_artifact_gc.hides import Hide
 from mlflow_artifact_gc.model import Action, Decision, Outcome
 from mlflow_artifact_gc.s3 import Entry, Kind, Versioning
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 UNVERSIONED: Final = (
     "bucket {} does not keep versions (versioning: {}), so that a hide would delete for good: switch versioning on, or "
     "use --action purge or tag"
-)
-
-_TOO_MANY: Final = (
-    "so many of its keys were hidden just before by others that a hide of ours could not be told from theirs: wait ten "
-    "minutes, or use --action purge or tag"
 )
 
 
@@ -51,15 +47,14 @@ class Hider(Actor):
                 continue  # A listing that failed says so itself.
             hiding = seen[line.location].hiding
             if hiding is None:
-                refused[line.location] = _TOO_MANY
+                refused[line.location] = TOO_MANY_MARKERS
             else:
                 markers[line.location] = hiding
 
         def hide(location: Location, before: Hide | None, now_ms: int) -> Hide:
             return hides.begun(now_ms, markers[location]) if before is None else before.sparing(markers[location])
 
-        too_long = self.fence.begin([line for line in lines if line.location in markers], self.action, hide)
-        return refused | dict.fromkeys(too_long, _TOO_MANY)
+        return refused | self.fence.begin([line for line in lines if line.location in markers], self.action, hide)
 
     def ready(self, works: Sequence[Work]) -> None:
         """As ``Actor``'s. Raises BucketPaused where somebody has switched versioning off since."""

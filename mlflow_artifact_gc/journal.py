@@ -9,7 +9,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ _IN_LIMIT: Final = 500
 _CORES: Final = 100
 NEXT_LOOK_MS: Final = 24 * 3_600_000
 """What is hidden or tagged is listed again so much later, and then again and again."""
+_BEGUN_MS: Final = 0
+"""The date to look at what is being hidden or tagged. A later one is of somebody who asks for it meanwhile."""
 LOST: Final = "its row in MLflow is gone for good"
 
 
@@ -215,14 +217,22 @@ def root_proven(connection: Connection, location: Location, now_ms: int) -> None
 # Intents
 
 
-def swept(connection: Connection) -> dict[Location, int | None]:
-    """Locations that were swept, and the date of the tombstone that they were swept for."""
-    return _dates(connection, intents.c.deleted_ms, intents.c.state.in_((State.SWEPT, State.CLOSED)))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """What was done to locations before, with the date of the tombstone that it was done for, or of the undo."""
+
+    swept_ms: Mapping[Location, int | None] = field(default_factory=dict)
+    waiting_ms: Mapping[Location, int | None] = field(default_factory=dict)
+    undone_ms: Mapping[Location, int | None] = field(default_factory=dict)
 
 
-def waiting(connection: Connection) -> dict[Location, int | None]:
-    """Locations that are hidden or tagged, and the date of the tombstone that they are it for."""
-    return _dates(connection, intents.c.deleted_ms, intents.c.state == State.WAITING)
+def done(connection: Connection) -> Done:
+    """What was swept; what is hidden or tagged; and of what a person has taken that back, and when."""
+    return Done(
+        swept_ms=_dates(connection, intents.c.deleted_ms, intents.c.state.in_((State.SWEPT, State.CLOSED))),
+        waiting_ms=_dates(connection, intents.c.deleted_ms, intents.c.state == State.WAITING),
+        undone_ms=_dates(connection, intents.c.undone_ms, intents.c.undone_ms.is_not(None)),
+    )
 
 
 def swept_of(connection: Connection, scope: Scope) -> list[Entity]:
@@ -233,11 +243,6 @@ def swept_of(connection: Connection, scope: Scope) -> list[Entity]:
     )
     query = sa.select(intents).where(chosen, intents.c.state.in_((State.SWEPT, State.CLOSED)))
     return [entity_of(row) for row in connection.execute(query).mappings()]
-
-
-def undone(connection: Connection) -> dict[Location, int | None]:
-    """Locations of which a person has taken back a hide or tag, and when."""
-    return _dates(connection, intents.c.undone_ms, intents.c.undone_ms.is_not(None))
 
 
 def _dates(connection: Connection, date: sa.Column[int], where: sa.ColumnElement[bool]) -> dict[Location, int | None]:
@@ -287,22 +292,29 @@ def begin(
     *,
     owner: str,
     now_ms: int,
-) -> set[Location]:
-    """Note that claimed locations are being hidden or tagged; those of which too much would have to be remembered.
+) -> dict[Location, Action | None]:
+    """Note that claimed locations are being hidden or tagged, but for those that this returns.
 
     Args:
         hide: what to remember of the hide of a location, by what is remembered, and the time.
+
+    Returns:
+        Those that were begun with the other action, which could not be taken back any more, and with which one; None
+        for those of which too much would have to be remembered.
     """
     by_key = {sha256(line.location): line.location for line in lines if line.location}
-    refused: set[Location] = set()
+    refused: dict[Location, Action | None] = {}
     for start in range(0, len(by_key), _IN_LIMIT):
         rows = intent_rows(connection, [*by_key][start : start + _IN_LIMIT])
         noted: list[dict[str, Any]] = []
         for key, row in sorted(rows.items()):
+            if row["acted_from_ms"] is not None and row["action"] != action:
+                refused[by_key[key]] = Action(row["action"])
+                continue
             wanted = hide(by_key[key], hide_of(row), now_ms)
             spared = hides.as_text(wanted.spared) if wanted else None
             if wanted and spared is None:
-                refused.add(by_key[key])
+                refused[by_key[key]] = None
             elif row["claimed_by"] == owner:
                 noted.append({"key": key, "new_spared": spared})
         if noted:
@@ -317,7 +329,7 @@ def begin(
                     spared=sa.bindparam("new_spared"),
                     undone_ms=None,
                     # From now on somebody has to look at it, whatever becomes of this process.
-                    look_ms=sa.func.coalesce(intents.c.look_ms, now_ms),
+                    look_ms=_BEGUN_MS,
                 ),
                 noted,
             )
@@ -515,8 +527,11 @@ def release(connection: Connection, *, owner: str, now_ms: int) -> None:
     """Give back what ``owner`` has claimed and not ended: pending again."""
     mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
     lock(connection, mine)
+    # What it may have hidden, it has hidden by now.
+    begun = sa.and_(intents.c.acted_from_ms.is_not(None), intents.c.acted_until_ms.is_(None))
+    until_ms = sa.case((begun, now_ms + hides.CLOCKS_MS), else_=intents.c.acted_until_ms)
     values = {"state": State.PENDING, "state_ms": now_ms, "claimed_by": None, "claimed_until_ms": None}
-    connection.execute(intents.update().where(mine).values(**values))
+    connection.execute(intents.update().where(mine).values(**values, acted_until_ms=until_ms))
 
 
 def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_ms: int) -> set[Location]:
@@ -575,10 +590,16 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     restored = state == State.CANCELLED
     touched = intents.c.acted_from_ms.is_not(None)
     verified, waits = state == State.SWEPT, state == State.WAITING
+    # Who has counted nothing (a purge, or what was put off) leaves what was counted before.
+    n_waiting: sa.BindParameter[int] = sa.bindparam("n_waiting_objects", type_=sa.BigInteger)
+    counted = sa.and_(touched, sa.or_(waits, n_waiting > 0))
     ended = {
         name: sa.case((verified, None), else_=intents.c[name])
         for name in ("action", "acted_from_ms", "acted_plan_id", "spared")
     }
+    # Restored or deleted again after the last look, and the worker has heard of it: that date stays.
+    asked = sa.func.coalesce(intents.c.look_ms, _BEGUN_MS) > _BEGUN_MS
+    next_ms = now + NEXT_LOOK_MS
     # What the worker waits for it looks at again, and at once: only MLflow's row tells whether it was deleted again.
     watched = sa.and_(restored, intents.c.look_ms.is_not(None))
     lost = sa.and_(restored, intents.c.look_ms.is_(None), intents.c.detail == LOST)
@@ -590,7 +611,7 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
             state=sa.case((sa.or_(watched, lost), State.PENDING), else_=state),
             state_ms=now,
             detail=sa.case((lost, LOST), else_=detail),
-            look_ms=sa.case((watched, now), (waits, now + NEXT_LOOK_MS), else_=intents.c.look_ms),
+            look_ms=sa.case((watched, now), (sa.and_(waits, sa.not_(asked)), next_ms), else_=intents.c.look_ms),
             attempts=intents.c.attempts + sa.bindparam("tried"),
             swept_ms=sa.case((sa.or_(verified, waits), now), else_=intents.c.swept_ms),
             **ended,
@@ -599,8 +620,10 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
                 (touched, sa.func.coalesce(until, intents.c.acted_until_ms, now + hides.CLOCKS_MS)),
                 else_=intents.c.acted_until_ms,
             ),
-            waiting_objects=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_objects")), else_=0),
-            waiting_bytes=sa.case((verified, 0), (touched, sa.bindparam("n_waiting_bytes")), else_=0),
+            waiting_objects=sa.case((verified, 0), (counted, n_waiting), (touched, intents.c.waiting_objects), else_=0),
+            waiting_bytes=sa.case(
+                (verified, 0), (counted, sa.bindparam("n_waiting_bytes")), (touched, intents.c.waiting_bytes), else_=0
+            ),
             claimed_by=None,
             claimed_until_ms=None,
         ),

@@ -69,9 +69,11 @@ def _begun(before_ms: int) -> str:
 def purged(result: SweepResult, now_ms: int) -> Notice | None:
     """What became of it; None where nothing has left the bucket and something may still be there."""
     objects = result.deleted_objects + result.deleted_versions
-    if result.outcome is Outcome.WAITING:
-        return _waiting(result, now_ms)
     gone = f"{objects:,} object{'' if objects == 1 else 's'}, {show_size(result.deleted_bytes)}"
+    if result.outcome is Outcome.WAITING:
+        # Those with too many tags were purged, if the site has it so.
+        lost: Notice = ((PURGED, f"{gone} in part, {_utc(now_ms)}"),) if objects else ()
+        return (*_waiting(result, now_ms), *lost)
     if result.verified and not objects:
         return ((STATUS, f"{_PURGED} {_utc(now_ms)}: none were left"),)
     if not objects:

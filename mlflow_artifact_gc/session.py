@@ -276,8 +276,7 @@ def read(
         tombstones = tracking.tombstones()
         rows = tracking.entity_rows()
         kept_models = tracking.models_of_deleted_runs()
-        swept, undone = journal.swept(connection), journal.undone(connection)
-        waiting = {} if action is Action.PURGE else journal.waiting(connection)
+        done = journal.done(connection)
     found = references.read(session.tracked, session.registry)
     with session.tracked.reading() as tracking:
         owners = tracking.owners(planning.ids_in_places(tombstones))
@@ -286,9 +285,9 @@ def read(
         references=found,
         owners=owners,
         destination=session.destination,
-        swept_ms=swept,
-        waiting_ms=waiting,
-        undone_ms=undone,
+        swept_ms=done.swept_ms,
+        waiting_ms={} if action is Action.PURGE else done.waiting_ms,
+        undone_ms=done.undone_ms,
     )
     made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
     return Reading(decisions=made, rows=rows, kept_models=kept_models, facts=facts)

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import agenda, database, expiring, notices, planning, processes, surveying
-from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, StorageError
+from mlflow_artifact_gc import agenda, database, expiring, journal, notices, planning, processes, s3, surveying
+from mlflow_artifact_gc.errors import ArtifactGcError, DatabaseUnusable, RootRefused, StorageError
 from mlflow_artifact_gc.expiring import Ending, Touched
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.journal import State
-from mlflow_artifact_gc.model import Decision, EntityKind, Reason
+from mlflow_artifact_gc.model import Action, Decision, EntityKind, Reason
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import chunks, decide
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("mlflow_artifact_gc.worker")
 
 _LEASE_MS: Final = 60_000
+_WEEK_MS: Final = 7 * 24 * 3_600_000
 _KEPT_MS: Final = 6 * 3_600_000
 
 
@@ -65,12 +66,14 @@ class Settler:
 
         Raises:
             DatabaseUnusable, ReferencesIncomplete: nothing was done.
+            RootRefused: as ``take_back`` does.
         """
         with database.reading(self.session.engine) as connection:
             now_ms = database.clock_ms(connection)
             found = expiring.touched(connection, now_ms=now_ms, everything=everything)
         if not found:
             return Settled()
+        self._require_endpoint()
         lines = {
             line.location: line
             for line in decide(self.session, [one.entity for one in found], now_ms - self.grace_ms)
@@ -111,9 +114,11 @@ class Settler:
 
         Raises:
             DatabaseUnusable: what was taken back and not written down is taken back again.
+            RootRefused: this is not the S3 in which something was hidden or tagged; nothing was done.
         """
         if not found:
             return Settled()
+        self._require_endpoint()
         by_location = {one.location: one for one in found}
         with database.writing(self.session.engine) as connection:
             now_ms = database.clock_ms(connection)
@@ -142,6 +147,18 @@ class Settler:
                     problems.append(problem)
                     _logger.error("Not taken back: %s", problem)
         return Settled(restored=tuple(restored), problems=tuple(problems))
+
+    def _require_endpoint(self) -> None:
+        """Elsewhere, in a bucket of the same name, all that waits would seem to have gone."""
+        with database.reading(self.session.engine) as connection:
+            known = journal.proven_endpoints(connection)
+        endpoint = s3.endpoint_name(self.client())
+        if endpoint not in known:
+            raise RootRefused(
+                f"This process reaches S3 at {endpoint}, and what is hidden or tagged was found at "
+                f"{', '.join(sorted(known)) or 'no known place'}: nothing was touched. Set MLFLOW_S3_ENDPOINT_URL as "
+                "the site has it; only if S3 was moved, run 'mlflow-artifact-gc init --adopt'"
+            )
 
     def _keep(self, location: Location) -> None:
         with database.writing(self.session.engine) as connection:
@@ -198,8 +215,12 @@ class Settler:
             ]
             expiring.arrived(connection, empty, now_ms)
             expiring.reopen(connection, fresh, grace_ms=self.grace_ms, now_ms=now_ms)
-            left = {location: _left(one) for location, one in found.items() if not one.empty and location not in fresh}
-            expiring.look_later(connection, left, now_ms)
+            left = {
+                location: (_next_look_ms(acted[location], now_ms), _left(one))
+                for location, one in found.items()
+                if not one.empty and location not in fresh
+            }
+            expiring.look_later(connection, left)
         runs = {
             acted[location].entity.id: notices.arrived(acted[location].objects, acted[location].size_bytes, now_ms)
             for location in empty
@@ -212,7 +233,14 @@ class Settler:
 
 def _written_since(found: surveying.Found, one: Touched) -> bool:
     """Whether a current object came after the last sweep; on some servers a tag moves an object's date."""
+    if one.action is Action.HIDE:
+        return True  # None was shown then.
     return found.youngest_current_ms is not None and found.youngest_current_ms > one.acted_ms + CLOCKS_MS
+
+
+def _next_look_ms(one: Touched, now_ms: int) -> int:
+    """After one day, two, four, and then each week: a rule may say seven days as well as one."""
+    return now_ms + min(max(now_ms - one.acted_ms, journal.NEXT_LOOK_MS), _WEEK_MS)
 
 
 def _left(found: surveying.Found) -> str:

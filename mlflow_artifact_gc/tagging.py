@@ -26,6 +26,7 @@ _AT_ONCE: Final = 500
 """Objects that are tagged between two last looks."""
 _TAGGABLE: Final = (Kind.CURRENT, Kind.NONCURRENT)
 _FULL: Final = f"it has {s3.MOST_TAGS} tags already, S3's limit: take one off, or run 'init --full-tag-sets purge'"
+_TAKEN: Final = "it has a tag {!r} of somebody else's with another value, which is left: take that off, or purge it"
 _DENIED: Final = frozenset({"AccessDenied", "403"})
 
 
@@ -50,8 +51,7 @@ class Tagger(Actor):
 
     def begin(self, sights: Sequence[Sight], lines: Sequence[Decision]) -> dict[Location, str]:  # noqa: ARG002
         """Note that these will be tagged. As ``Actor``'s."""
-        self.fence.begin(lines, self.action, lambda _location, _before, _now_ms: None)
-        return {}
+        return self.fence.begin(lines, self.action, lambda _location, _before, _now_ms: None)
 
     def _round(self, task: ListingTask, works: Mapping[Location, Work]) -> None:
         self._tag((work, entry) for work in open_works(works) for entry in work.pending)
@@ -108,6 +108,13 @@ class Tagger(Actor):
                 work.waiting_bytes += entry.size_bytes
                 if not work.streamed:
                     work.marked.add(name)
+            case Tagged.TAKEN:
+                work.failures[name] = Failure(
+                    key=entry.key,
+                    code="TagTaken",
+                    message=_TAKEN.format(self.tag.key),
+                    version_id=entry.version_id,
+                )
             case Tagged.FULL if not self.purges_full:
                 work.failures[name] = Failure(
                     key=entry.key, code="TagSetFull", message=_FULL, version_id=entry.version_id

@@ -20,7 +20,7 @@ from mlflow_artifact_gc import bucket_rules, database, kept, partly, planning, s
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output, ask
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
-from mlflow_artifact_gc.errors import Refused, StorageError
+from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
 from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
@@ -33,6 +33,8 @@ _MEASURED_LOCATIONS: Final = 10_000
 _EXIT_FAILED: Final = 3
 _EXIT_PAUSED: Final = 1
 _EXIT_INTERRUPTED: Final = 130
+_NEEDED: Final = (Outcome.RESTORED, Outcome.PROTECTED, Outcome.BUSY)
+"""How a location ends that turns out to be needed while it is being hidden or tagged."""
 _QUESTIONS: Final = {
     Action.PURGE: "Purge {} for good?",
     Action.HIDE: "Hide {}, until the bucket's rule removes them?",
@@ -118,7 +120,7 @@ class _Backlog:
         self._stop = threading.Event()
         self._client: s3.S3Client | None = None
         self._kept = kept.Kept(models=0)
-        self._settled = settling.Settled()
+        self._untaken: tuple[str, ...] = ()
         self._partly: tuple[partly.Partly, ...] = ()
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
@@ -141,6 +143,9 @@ class _Backlog:
             if not yes:
                 self._confirm(plan)
             report = self._sweep(plan, dense, deadline_s)
+            if plan.action is not Action.PURGE and any(one.outcome in _NEEDED for one in report.results):
+                # Half of it may be hidden or tagged, and it is live: it cannot wait for the next gc.
+                self._settle_again()
             return self._report(plan, report, started)
 
     def _settle(self) -> None:
@@ -152,12 +157,21 @@ class _Backlog:
             concurrency=self._wishes.concurrency,
             stopped=self._stop.is_set,
         )
-        self._settled = settler.settle(everything=True)
-        for restored in self._settled.restored:
+        settled = settler.settle(everything=True)
+        self._untaken = settled.problems
+        for restored in settled.restored:
             if restored.complete:
                 click.echo(render.restored(restored), err=True)
-        for problem in self._settled.problems:
+        for problem in settled.problems:
             click.echo(f"Not taken back: {problem}", err=True)
+
+    def _settle_again(self) -> None:
+        """After a sweep, whose report must not be lost with an error."""
+        try:
+            self._settle()
+        except ArtifactGcError as error:
+            self._untaken = (str(error),)
+            click.echo(f"Not taken back: {error}", err=True)
 
     def _require_fit_buckets(self, plan: Plan, *, asks: bool) -> None:
         """The buckets' own rules do the rest of a hide or tag: whether they would.
@@ -321,7 +335,7 @@ class _Backlog:
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
-        code = code or (_EXIT_FAILED if self._settled.problems else 0)
+        code = code or (_EXIT_FAILED if self._untaken else 0)
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
             self._print_document(plan, report, code=code)

@@ -35,6 +35,8 @@ class Tagged(StrEnum):
     DONE = "done"
     THERE = "there"
     """Nothing had to be written: the tag was there already, or it was off already."""
+    TAKEN = "taken"
+    """Its key has another value: that tag is somebody else's."""
     FULL = "full"
     """It has ten other tags."""
     GONE = "gone"
@@ -53,8 +55,9 @@ def add_tag(client: S3Client, bucket: str, entry: Entry, tag: Tag, *, versioned:
     def wanted(found: Mapping[str, str]) -> dict[str, str] | Tagged:
         if found.get(tag.key) == tag.value:
             return Tagged.THERE
-        others = {name: text for name, text in found.items() if name != tag.key}
-        return Tagged.FULL if len(others) >= MOST_TAGS else {**others, tag.key: tag.value}
+        if tag.key in found:
+            return Tagged.TAKEN
+        return Tagged.FULL if len(found) >= MOST_TAGS else {**found, tag.key: tag.value}
 
     return _Tagging(client, bucket, entry, versioned=versioned).change(wanted)
 

@@ -1,0 +1,328 @@
+"""Attempts to lose what a hide or a tag promises: what is live again is taken back, at once and whole, no more.
+
+S3 removes what is tagged at its next midnight and asks nobody, so that each moment counts between two of our steps.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_artifact_gc import tagging
+from mlflow_artifact_gc.demo.servers import S3Server
+from mlflow_artifact_gc.errors import DatabaseUnusable
+from mlflow_artifact_gc.fence import Fence
+from mlflow_artifact_gc.sweeping import _Sweep
+from tests.command import gc, init, outcomes, run
+from tests.integration.test_attack_sweep import once_before
+from tests.integration.test_hide import left_shown, undo, versioned
+from tests.integration.test_tag import TAG, put_tags, ruled, tagged
+from tests.site import Site
+from tests.working import NOW, intents, shift, tags, turn, watched, worker
+
+MakeSite = Callable[[Site], Site]
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def site(sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Iterator[Site]:
+    """SQLite, SeaweedFS, and the hook in MLflow's stores."""
+    site = watched(make_site(Site.direct(sqlite_uri, seaweed, bucket)))
+    yield site
+    site.client.delete_bucket_lifecycle(Bucket=bucket)
+
+
+@contextmanager
+def listening(site: Site) -> Iterator[Callable[[], object]]:
+    """A worker between two of its hourly scans: it sees what the hook notes, and what has come up."""
+    one = worker(site)
+    one.turn()
+    one._scan_s = float("inf")
+    try:
+        yield one.turn
+    finally:
+        one.close()
+
+
+def test_a_restore_that_the_worker_hears_of_before_the_sweep_is_recorded_is_not_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After gc's last look a run is restored and the worker reads its note: gc's record must not put that off a day."""
+    dead = site.run(site.experiment(), n_objects=2)
+    ruled(site)
+    with listening(site) as look:
+        site.delete_run(dead)
+
+        def restored() -> None:
+            site.restore_run(dead)
+            look()
+
+        acted = once_before(monkeypatch, _Sweep, "_record", restored)
+        assert outcomes(gc(site)) == {dead: "waiting"}
+        assert acted
+        assert list(tagged(site, dead).values()) == [TAG, TAG]
+
+        look()
+
+    assert list(tagged(site, dead).values()) == [{}, {}]
+    assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
+
+
+def test_deleted_again_before_the_sweep_is_recorded_is_not_left_tagged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restored and deleted again after gc's last look: the new grace period runs untagged, from the next look on."""
+    dead = site.run(site.experiment(), n_objects=2)
+    ruled(site, "--grace", "7d")
+    with listening(site) as look:
+        site.delete_run(dead)
+
+        def again() -> None:
+            time.sleep(0.01)
+            site.restore_run(dead)
+            site.delete_run(dead)
+            look()
+
+        acted = once_before(monkeypatch, _Sweep, "_record", again)
+        assert outcomes(gc(site)) == {dead: "waiting"}
+        assert acted
+        look()
+
+    assert list(tagged(site, dead).values()) == [{}, {}]
+    assert intents(site, "state", "acted_from_ms") == [("pending", None)]
+
+
+@pytest.mark.parametrize("first", ["tag", "hide"])
+def test_what_was_begun_in_one_way_is_not_gone_on_with_in_the_other(site: Site, first: str) -> None:
+    """One row remembers one action: what is both hidden and tagged would be taken back by half."""
+    versioned(site)
+    second = "hide" if first == "tag" else "tag"
+    dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
+    if first == "tag":
+        put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ruled(site)
+    site.delete_run(dead)
+    if first == "tag":
+        assert outcomes(gc(site, expect=3)) == {dead: "failed"}
+    else:
+        assert outcomes(gc(site, "--action", "hide")) == {dead: "waiting"}
+        # As after a late upload.
+        site.execute("UPDATE artifact_gc_intents SET state = 'pending'")
+    init(site, "--action", second)
+
+    report = gc(site, expect=1)
+
+    assert outcomes(report) == {dead: "paused"}
+    assert f"begun as {first}" in report["results"][0]["detail"]
+    site.restore_run(dead)
+    turn(site)
+    assert left_shown(site, dead) == 2
+    assert TAG not in list(tagged(site, dead).values())
+
+
+def test_nothing_is_settled_at_another_endpoint(site: Site, moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an S3 that has a bucket of the same name, what waits has not gone, and is not taken back either."""
+    experiment = site.experiment()
+    dead, back = site.run(experiment, n_objects=1), site.run(experiment, n_objects=1)
+    ruled(site)
+    site.delete_run(dead)
+    site.delete_run(back)
+    assert set(outcomes(gc(site)).values()) == {"waiting"}
+    site.restore_run(back)
+    before = dict(site.s3.environ())
+    for name, value in moto_s3.environ().items():
+        monkeypatch.setenv(name, value)
+    from tests.servers import s3_client
+
+    s3_client(moto_s3).create_bucket(Bucket=site.bucket)
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1")
+
+    wrong = [
+        run("gc", "--backend-store-uri", site.uri, "--yes", "--older-than", "0s", "--min-object-age", "0s"),
+        run("undo", "--backend-store-uri", site.uri, "--run-ids", dead),
+    ]
+
+    assert [ran.code for ran in wrong] == [1, 1], wrong
+    assert all("MLFLOW_S3_ENDPOINT_URL" in ran.err for ran in wrong)
+    assert intents(site, "state") == [("waiting",), ("waiting",)]
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    gc(site)
+    assert list(tagged(site, back).values()) == [{}]
+
+
+def test_somebody_elses_value_of_our_key_stays(site: Site) -> None:
+    """Our key with another value is somebody's own tag: it is neither replaced nor, later, lost."""
+    dead = site.run(site.experiment(), {"theirs": b"1", "free": b"22"})
+    theirs = next(key for key in site.objects if key.endswith("/theirs"))
+    put_tags(site, theirs, {"mlflow-artifact-gc": "keep"})
+    ruled(site)
+    site.delete_run(dead)
+
+    report = gc(site, expect=3)
+
+    assert outcomes(report) == {dead: "failed"}
+    assert report["results"][0]["failures"][0]["code"] == "TagTaken"
+    assert tagged(site, dead)[theirs] == {"mlflow-artifact-gc": "keep"}
+    undo(site, "--run-ids", dead)
+    assert tagged(site, dead)[theirs] == {"mlflow-artifact-gc": "keep"}
+
+
+@pytest.fixture
+def apart(site: Site, make_site: MakeSite, sqlite_template: Path, tmp_path: Path) -> Site:
+    """The same site with a registry in another database."""
+    registry = tmp_path / "registry.db"
+    shutil.copyfile(sqlite_template, registry)
+    return make_site(
+        Site(
+            uri=site.uri,
+            s3=site.s3,
+            bucket=site.bucket,
+            artifact_root=site.artifact_root,
+            registry_uri=f"sqlite:///{registry}",
+        )
+    )
+
+
+@pytest.mark.parametrize("by", ["gc", "worker"])
+def test_what_is_registered_elsewhere_while_it_is_tagged_is_taken_back_at_once(
+    site: Site, apart: Site, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """A registration between two batches stops the sweep, and what it has tagged by then must not wait for hours."""
+    monkeypatch.setattr(tagging, "_AT_ONCE", 1)
+    dead = site.run(site.experiment(), n_objects=3)
+    apart.register("old", "s3://elsewhere/x")
+    ruled(apart)
+    looked: list[int] = []
+    original = Fence.changed
+
+    def changed(fence: Fence, lines: Any) -> Any:
+        if len(looked) == 1:
+            apart.register("new", site.artifact_uri(dead) + "/model")
+        looked.append(1)
+        return original(fence, lines)
+
+    monkeypatch.setattr(Fence, "changed", changed)
+    if by == "gc":
+        site.delete_run(dead)
+        assert outcomes(gc(apart)) == {dead: "protected"}
+    else:
+        with listening(apart) as look:
+            site.delete_run(dead)
+            look()
+            look()
+    assert len(looked) > 1
+    assert list(tagged(site, dead).values()) == [{}, {}, {}]
+    assert intents(site, "state", "acted_from_ms") == [("pending", None)]
+
+
+def hidden_ms(site: Site, run_id: str) -> int:
+    """When the delete marker of a run's only object was written."""
+    answer = site.client.list_object_versions(Bucket=site.bucket, Prefix=site.key_of(site.artifact_uri(run_id)) + "/")
+    (marker,) = answer["DeleteMarkers"]
+    return int(marker["LastModified"].timestamp() * 1000)
+
+
+@pytest.mark.parametrize("heard", ["deleted again", "restored", "at last"])
+def test_a_killed_hide_ends_with_its_claim_whoever_finds_it(site: Site, heard: str) -> None:
+    """A user's own delete marker of long after the kill is not taken for ours, although the end was never written."""
+    versioned(site)
+    dead = site.run(site.experiment(), {"a": b"1"})
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    init(site, "--grace", "7d")
+    ours_ms = hidden_ms(site, dead)
+    # Killed: five minutes, by which the clocks may differ, before a second after its last marker.
+    site.execute(
+        "UPDATE artifact_gc_intents SET state = 'sweeping', claimed_by = 'nobody', acted_until_ms = NULL,"
+        " claimed_until_ms = :ms",
+        ms=ours_ms + 1_000 - 300_000,
+    )
+    time.sleep(max(0.0, ours_ms / 1000 + 2.5 - time.time()))
+    key = next(iter(site.objects))
+    site.client.put_object(Bucket=site.bucket, Key=key, Body=b"2")
+    site.client.delete_object(Bucket=site.bucket, Key=key)
+    if heard != "at last":
+        site.restore_run(dead)
+    if heard == "deleted again":
+        time.sleep(0.01)
+        site.delete_run(dead)
+    if heard == "at last":
+        undo(site, "--run-ids", dead)
+    else:
+        turn(site)
+
+    ((until_ms,),) = intents(site, "acted_until_ms")
+    assert (left_shown(site, dead), until_ms) == (0, None)
+
+
+def test_a_hide_that_could_not_be_recorded_has_an_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database takes no notes after the hide: whoever releases the claim says until when it may have hidden."""
+    versioned(site)
+    dead = site.run(site.experiment(), {"a": b"1"})
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+
+    def lost(*_arguments: object) -> None:
+        raise DatabaseUnusable("gone for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Sweep, "_record", lost)
+        gc(site, expect=1)
+
+    ((state, claimed_by, until_ms),) = intents(site, "state", "claimed_by", "acted_until_ms")
+    assert (state, claimed_by) == ("pending", None)
+    assert until_ms is not None
+    undo(site, "--run-ids", dead)
+    assert left_shown(site, dead) == 1
+
+
+def test_a_look_that_changes_nothing_keeps_what_is_counted(site: Site) -> None:
+    """A purge of what is hidden that is put off hides nothing and removes nothing: as much waits as before."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=3, object_bytes=10)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    assert outcomes(gc(site, "--action", "purge", "--min-object-age", "1h")) == {dead: "postponed"}
+
+    assert intents(site, "acted_from_ms IS NULL", "waiting_objects", "waiting_bytes") == [(0, 3, 30)]
+
+
+def test_what_is_written_right_after_a_hide_is_hidden_too(site: Site) -> None:
+    """What a listing shows was not there when it was hidden, however few seconds lie between."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    site.write(dead, site.artifact_uri(dead), {"late": b"1"})
+    shift(site, 2 * DAY_MS)
+
+    turn(site)
+    turn(site)
+
+    assert left_shown(site, dead) == 0
+    assert intents(site, "state") == [("waiting",)]
+
+
+def test_what_was_purged_for_its_tags_is_said(site: Site) -> None:
+    """With --full-tag-sets purge some of it has gone for good, and a restored run says so."""
+    dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
+    put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ruled(site, "--full-tag-sets", "purge")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+
+    site.restore_run(dead)
+    turn(site)
+
+    assert "1 object" in tags(site, dead)["artifact_gc.purged"]
