@@ -311,6 +311,14 @@ class Tally:
             "WHERE standing IS NULL AND kind IS NULL",
             (Standing.UNKNOWN_LAYOUT,),
         )
+        self._db.executemany(
+            "UPDATE unit SET evidence = ? WHERE bucket = ? AND prefix = ? AND standing = ?",
+            [
+                (f"{s3.MARKER_NAME} of this tool, which says whose root it is, or what lies beside it", *where)
+                for marker in self._markers
+                for where in [(marker.bucket, marker.prefix, Standing.UNKNOWN_LAYOUT)]
+            ],
+        )
         self._db.execute(
             "UPDATE unit SET standing = ?, evidence = 'it looks like a ' || replace(kind, '_', ' ') || '''s, and no "
             "row names it; no experiment is known to keep its artifacts there' WHERE standing IS NULL",

@@ -187,6 +187,8 @@ class _Backlog:
                 self._out.print(examined.sentence)
             if examined.ready:
                 continue
+            if plan.action is Action.HIDE and not examined.impossible and not self._json:
+                self._out.print("Nothing removes what is hidden there, until 'mlflow-artifact-gc lifecycle apply'.")
             if asks and examined.rules:
                 self._out.print(json.dumps(as_json(examined.rules), indent=2))
                 if ask(f"Write these rules to bucket {examined.bucket!r} now?", err=self._json):

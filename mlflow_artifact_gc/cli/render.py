@@ -245,7 +245,9 @@ def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Se
     if counts[Outcome.SWEPT] or not counts[Outcome.WAITING]:
         swept = plural(counts[Outcome.SWEPT], "location")
         out.print(f"Swept {swept}, each listed again and found empty.", style="bold")
-    out.print(f"Gone: {_gone(sums)} in {seconds:.1f} s.")
+    out.print(
+        f"Gone: {_gone(sums)} in {seconds:.1f} s." if any(sums[name] for name in _LEFT) else f"In {seconds:.1f} s."
+    )
     rest = [f"{counts[outcome]:,} {word}" for outcome, word in _OUTCOME_WORDS.items() if counts[outcome]]
     if rest:
         out.print(f"Others: {', '.join(rest)}.")
@@ -265,7 +267,7 @@ def _waiting(results: Sequence[SweepResult]) -> Iterator[str]:
 
 _QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING})
 _WAITING_WORDS: Final = {
-    Action.HIDE: ("Hid", "the bucket's noncurrent rule removes them, and until then 'undo' brings them back."),
+    Action.HIDE: ("Hid", "'undo' brings them back until a noncurrent rule of the bucket removes them."),
     Action.TAG: (
         "Tagged",
         "the bucket's rule removes them after its next midnight (UTC); before, 'undo' keeps them.",
@@ -283,6 +285,9 @@ _OUTCOME_WORDS: Final = {
     Outcome.FAILED: "failed",
     Outcome.UNKNOWN: "unknown",
 }
+
+
+_LEFT: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "aborted_uploads")
 
 
 def _gone(sums: Mapping[str, int]) -> str:

@@ -47,7 +47,10 @@ _SHOWN: Final = (
     "expiry_tag",
     "full_tag_sets",
 )
-_APPLY: Final = "Run 'mlflow-artifact-gc lifecycle apply'; until then nothing is tagged, and what is hidden stays."
+_APPLY: Final = {
+    Action.HIDE: "Run 'mlflow-artifact-gc lifecycle apply'; until then nothing removes what is hidden.",
+    Action.TAG: "Run 'mlflow-artifact-gc lifecycle apply'; until then nothing is tagged.",
+}
 _VERBS: Final = {None: "purges", Action.PURGE: "purges", Action.HIDE: "hides", Action.TAG: "tags for expiry"}
 _UNSHOWN: Final = ("database_fingerprint", "registry_fingerprint", "updated_ms")
 _EXIT_NOT_CURRENT: Final = TablesNotReady.exit_code
@@ -121,8 +124,8 @@ def _rules(engine: Engine, options: dict[str, Any]) -> list[str]:
             continue
         if examined.impossible:
             raise Refused(f"{examined.sentence} Nothing was changed: use another --action")
-        lacking.append(examined.sentence if examined.ready else f"{examined.sentence} {_APPLY}")
-        lacking += examined.warnings
+        lacking.append(examined.sentence if examined.ready else f"{examined.sentence} {_APPLY[action]}")
+        lacking += [f"Note: {warning.rstrip('.')}." for warning in examined.warnings]
     return lacking
 
 
