@@ -343,7 +343,7 @@ class _Backlog:
             self._print_document(plan, report, code=code)
         else:
             experiments, seconds = report.experiments_deleted, time.monotonic() - started
-            render.show_results(self._out, report.results, experiments=experiments, seconds=seconds)
+            render.show_results(self._out, report.results, plan_id=plan.id, experiments=experiments, seconds=seconds)
         if error:
             click.echo(f"Error: {error}", err=True)
         if self._stop.is_set():

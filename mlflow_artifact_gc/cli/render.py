@@ -225,7 +225,9 @@ def totals_document(results: Iterable[SweepResult]) -> dict[str, Any]:
     }
 
 
-def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Sequence[str], seconds: float) -> None:
+def show_results(
+    out: Output, results: Sequence[SweepResult], *, plan_id: str, experiments: Sequence[str], seconds: float
+) -> None:
     """What happened: each location that did not end as planned, and the sums of what left the buckets."""
     notable = [result for result in results if result.outcome not in _QUIET]
     out.print("")
@@ -240,7 +242,7 @@ def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Se
         _show_table(out, grid, cut=len(notable) - _LINES)
     counts = Counter(result.outcome for result in results)
     sums = totals_document(results)
-    for sentence in _waiting(results):
+    for sentence in _waiting(results, plan_id):
         out.print(sentence, style="bold")
     if counts[Outcome.SWEPT] or not counts[Outcome.WAITING]:
         swept = plural(counts[Outcome.SWEPT], "location")
@@ -255,22 +257,22 @@ def show_results(out: Output, results: Sequence[SweepResult], *, experiments: Se
         out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {plural(len(experiments), 'experiment')}.")
 
 
-def _waiting(results: Sequence[SweepResult]) -> Iterator[str]:
+def _waiting(results: Sequence[SweepResult], plan_id: str) -> Iterator[str]:
     """What was hidden or tagged, a sentence for each action."""
     for action, (done, then) in _WAITING_WORDS.items():
         some = [one for one in results if one.outcome is Outcome.WAITING and one.action is action]
         if some:
             objects, size = sum(one.waiting_objects for one in some), sum(one.waiting_bytes for one in some)
             much = f"{plural(objects, 'object')}, {show_size(size)}"
-            yield f"{done} {plural(len(some), 'location')} ({much}): {then}"
+            yield f"{done} {plural(len(some), 'location')} ({much}): {then.format(plan_id)}"
 
 
 _QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING})
 _WAITING_WORDS: Final = {
-    Action.HIDE: ("Hid", "'undo' brings them back until a noncurrent rule of the bucket removes them."),
+    Action.HIDE: ("Hid", "until a noncurrent rule of the bucket removes them, 'undo --plan {}' brings them back."),
     Action.TAG: (
         "Tagged",
-        "the bucket's rule removes them after its next midnight (UTC); before, 'undo' keeps them.",
+        "the bucket's rule removes them after its next midnight (UTC); before, 'undo --plan {}' keeps them.",
     ),
 }
 _OUTCOME_WORDS: Final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlflow_artifact_gc.demo.servers import S3Server
+from tests import command
 from tests.command import gc, init, outcomes, reasons, run
 from tests.site import Site
 from tests.working import NOW, intents, shift, tags, turn, watched
@@ -97,7 +99,8 @@ def test_undo_by_plan_takes_back_that_plan(site: Site) -> None:
     one, two = site.run(experiment, n_objects=1), site.run(experiment, n_objects=1)
     init(site, *NOW, "--action", "hide")
     site.delete_run(one)
-    plan = gc(site)["plan"]["id"]
+    told = run("gc", "--backend-store-uri", site.uri, "--yes", *command.NOW).out
+    (plan,) = re.findall(r"Hid 1 location .*'undo --plan ([0-9a-f-]{36})'", " ".join(told.split()))
     site.delete_run(two)
     gc(site)
 
