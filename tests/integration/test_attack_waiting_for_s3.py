@@ -444,3 +444,30 @@ def test_two_markers_of_one_key_are_both_ours_and_its_object_is_back(
 
     assert (line["back"], line["gone"], line["gone_keys"]) == (1, 0, [])
     assert left_shown(site, dead) == 1
+
+
+def test_a_restore_while_s3_is_away_is_taken_back_when_it_answers_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what had failed in part too: the worker tries again after minutes, not at its next scan."""
+    dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
+    put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ruled(site)
+    with listening(site) as look:
+        site.delete_run(dead)
+        look()
+        assert intents(site, "state") == [("failed",)]
+        site.restore_run(dead)
+
+        def away(*_arguments: Any, **_named: Any) -> Any:
+            raise s3.BucketPaused(site.bucket, "away")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(s3, "remove_tag", away)
+            look()
+        assert TAG in list(tagged(site, dead).values())
+        shift(site, 10 * 60_000)
+        look()
+
+    assert TAG not in list(tagged(site, dead).values())
+    assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
