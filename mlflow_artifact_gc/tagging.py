@@ -66,7 +66,12 @@ class Tagger(Actor):
 
     def _tag(self, pairs: Iterable[Pair]) -> None:
         wanted = (
-            (work, entry) for work, entry in pairs if entry.kind in _TAGGABLE and identity(entry) not in work.marked
+            (work, entry)
+            for work, entry in pairs
+            if entry.kind in _TAGGABLE
+            and identity(entry) not in work.marked
+            # Seen by a plain listing alone, it may have come just now: the next one of versions names it.
+            and (entry.version_id or not self.versioned(work))
         )
         broken: list[StorageError] = []
         for batch in self.in_batches(wanted, _AT_ONCE):

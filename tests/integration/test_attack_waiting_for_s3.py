@@ -471,3 +471,27 @@ def test_a_restore_while_s3_is_away_is_taken_back_when_it_answers_again(
 
     assert TAG not in list(tagged(site, dead).values())
     assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
+
+
+def test_an_upload_between_two_listings_of_a_versioned_bucket_is_tagged_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain listing shows it, and not its version: it is tagged once that is known, and nothing crashes."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    ruled(site)
+    site.delete_run(dead)
+    listing = s3.current
+    folder = site.key_of(site.artifact_uri(dead))
+
+    def current(client: Any, bucket: str, prefix: str) -> Any:
+        if prefix.startswith(folder) and "late" not in "".join(site.objects):
+            site.write(dead, site.artifact_uri(dead), {"late": b"1"})
+        return listing(client, bucket, prefix)
+
+    monkeypatch.setattr(s3, "current", current)
+
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    assert "late" in "".join(site.objects)
+    assert list(tagged(site, dead).values()) == [TAG, TAG]
