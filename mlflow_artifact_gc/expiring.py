@@ -175,12 +175,22 @@ def take_back(connection: Connection, location: Location, end: Ending, *, owner:
 
 def try_again(connection: Connection, location: Location, why: str, *, owner: str, now_ms: int) -> None:
     """It could not be taken back, or not all of it."""
-    _end(connection, location, owner, {"look_ms": now_ms + _AGAIN_MS, "detail": f"{STUCK}{why}"[:_DETAIL]})
+    # What had failed nobody would look at again.
+    state = sa.case((intents.c.state == State.FAILED, State.PENDING), else_=intents.c.state)
+    values = {"state": state, "look_ms": now_ms + _AGAIN_MS, "detail": f"{STUCK}{why}"[:_DETAIL]}
+    _end(connection, location, owner, values)
 
 
 def _end(connection: Connection, location: Location, owner: str, values: dict[str, Any]) -> None:
     mine = sa.and_(intents.c.location_sha256 == journal.sha256(location), intents.c.claimed_by == owner)
     connection.execute(intents.update().where(mine).values(**values, claimed_by=None, claimed_until_ms=None))
+
+
+def lock(connection: Connection, locations: Iterable[Location]) -> None:
+    """Lock the rows of some locations, as everybody does: in the order of their ids."""
+    keys = [journal.sha256(location) for location in locations]
+    for start in range(0, len(keys), _IN_LIMIT):
+        journal.lock(connection, intents.c.location_sha256.in_(keys[start : start + _IN_LIMIT]))
 
 
 def arrived(connection: Connection, locations: Iterable[Location], now_ms: int) -> None:

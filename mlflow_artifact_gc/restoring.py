@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import s3
 from mlflow_artifact_gc.acting import Identity, identity
+from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.model import Action, Failure
 from mlflow_artifact_gc.s3 import Entry, Kind, Tagged, Versioning
 
@@ -81,16 +82,24 @@ class Restorer:
     def _unhide(self, restored: Restored, hide: Hide) -> None:
         location = restored.touched.location
         failed: dict[Identity, Failure] = {}
+        asked: set[Identity] = set()
         while True:
             self.keep(location)
             ours, versions = self._ours(location, hide, failed)
             if not ours:
                 break
+            if asked.issuperset(map(identity, ours)):
+                # The server says that they are gone, and lists them.
+                restored.unknown = len(ours)
+                break
+            asked.update(map(identity, ours))
             restored.unknown = self._remove(location, ours, failed)
             shown = {entry.key for entry in s3.current(self.client, location.bucket, location.prefix)}
             restored.back += sum(entry.key in shown for entry in ours)
             gone = (entry.key for entry in ours if entry.key not in shown and identity(entry) not in failed)
-            restored.gone_keys = (*restored.gone_keys, *gone)[:_SHOWN]
+            # Under one marker of ours there may be another one: S3 was asked twice.
+            gone_before = (key for key in restored.gone_keys if key not in shown)
+            restored.gone_keys = tuple(dict.fromkeys((*gone_before, *gone)))[:_SHOWN]
             if restored.unknown:
                 break
         restored.failures = tuple(failed.values())[:_SHOWN]
@@ -136,7 +145,9 @@ class Restorer:
             for entry, answer in zip(
                 tagged, self.requests.map(lambda one: self._untag_one(location, one, versioned), tagged), strict=True
             ):
-                there += answer is not Tagged.GONE
+                # What was written since was not tagged.
+                old = (entry.modified_ms or 0) <= restored.touched.acted_ms + CLOCKS_MS
+                there += old and answer is not Tagged.GONE
                 if isinstance(answer, Failure):
                     failures.append(answer)
                 elif answer is Tagged.UNKNOWN:

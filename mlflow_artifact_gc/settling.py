@@ -213,6 +213,7 @@ class Settler:
                 for location, one in found.items()
                 if not one.empty and one.objects and _written_since(one, acted[location])
             ]
+            expiring.lock(connection, found)
             expiring.arrived(connection, empty, now_ms)
             expiring.reopen(connection, fresh, grace_ms=self.grace_ms, now_ms=now_ms)
             left = {

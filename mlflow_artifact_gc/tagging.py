@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from mlflow_artifact_gc import s3
 from mlflow_artifact_gc.acting import Actor, Pair, Sight, Work, failed_detail, identity, open_works
+from mlflow_artifact_gc.errors import StorageError
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.model import Action, Decision, Failure, Outcome
 from mlflow_artifact_gc.s3 import Entry, Kind, Tagged
@@ -64,16 +66,36 @@ class Tagger(Actor):
 
     def _tag(self, pairs: Iterable[Pair]) -> None:
         wanted = (
-            (work, entry) for work, entry in pairs if entry.kind in _TAGGABLE and identity(entry) not in work.marked
+            (work, entry)
+            for work, entry in pairs
+            if entry.kind in _TAGGABLE
+            and identity(entry) not in work.marked
+            # Seen by a plain listing alone, it may have come just now: the next one of versions names it.
+            and (entry.version_id or not self.versioned(work))
         )
+        broken: list[StorageError] = []
         for batch in self.in_batches(wanted, _AT_ONCE):
-            answers = list(self.requests.map(self._tag_one, batch))
-            self._require_rights(batch, answers)
+            # When the claim is given back none may be under way: so each of them is waited for, whatever one shows.
+            answers = list(self.requests.map(partial(self._tag_unless, broken), batch))
+            if not broken:
+                self._require_rights(batch, answers)
             full = [pair for pair, answer in zip(batch, answers, strict=True) if answer is Tagged.FULL]
             for (work, entry), answer in zip(batch, answers, strict=True):
                 self._count_one(work, entry, answer)
+            if broken:
+                raise broken[0]
             if full and self.purges_full:
                 self.delete(full)
+
+    def _tag_unless(self, broken: list[StorageError], pair: Pair) -> Tagged | Failure | None:
+        """None: not asked. A request before has shown that the bucket is of no use, or our claim may have run out."""
+        if broken or not self.fence.alive:
+            return None
+        try:
+            return self._tag_one(pair)
+        except StorageError as error:
+            broken.append(error)
+            return None
 
     def _tag_one(self, pair: Pair) -> Tagged | Failure:
         work, entry = pair
@@ -81,7 +103,7 @@ class Tagger(Actor):
         return s3.add_tag(self.client, bucket, entry, self.tag, versioned=self.versioned(work))
 
     @staticmethod
-    def _require_rights(batch: Sequence[Pair], answers: Sequence[Tagged | Failure]) -> None:
+    def _require_rights(batch: Sequence[Pair], answers: Sequence[Tagged | Failure | None]) -> None:
         """Raises BucketPaused where not one object of a batch may be tagged: then it is not about the objects."""
         denied = [answer for answer in answers if isinstance(answer, Failure) and answer.code in _DENIED]
         if denied and len(denied) == len(answers) and batch[0][0].line.location:
@@ -93,7 +115,7 @@ class Tagger(Actor):
                 f"{denied[0].message}".rstrip(),
             )
 
-    def _count_one(self, work: Work, entry: Entry, answer: Tagged | Failure) -> None:
+    def _count_one(self, work: Work, entry: Entry, answer: Tagged | Failure | None) -> None:
         name = identity(entry)
         work.failures.pop(name, None)
         work.unknown.pop(name, None)

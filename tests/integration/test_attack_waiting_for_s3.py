@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_artifact_gc import tagging
+from mlflow_artifact_gc import s3, tagging
 from mlflow_artifact_gc.demo.servers import S3Server
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.fence import Fence
@@ -326,3 +326,172 @@ def test_what_was_purged_for_its_tags_is_said(site: Site) -> None:
     turn(site)
 
     assert "1 object" in tags(site, dead)["artifact_gc.purged"]
+
+
+def test_nothing_is_tagged_once_the_claim_may_have_run_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a batch the process or the database stands still: somebody else may have taken it back since."""
+    dead = site.run(site.experiment(), n_objects=40)
+    ruled(site)
+    site.delete_run(dead)
+    fences: list[Fence] = []
+    begun = Fence.begin
+
+    def begin(fence: Fence, *arguments: Any) -> Any:
+        fences.append(fence)
+        return begun(fence, *arguments)
+
+    def add_tag(*arguments: Any, **named: Any) -> Any:
+        fences[0]._valid_until = 0.0
+        return tagged_one(*arguments, **named)
+
+    tagged_one = s3.add_tag
+    monkeypatch.setattr(Fence, "begin", begin)
+    monkeypatch.setattr(s3, "add_tag", add_tag)
+
+    assert outcomes(gc(site, "--concurrency", "2")) == {dead: "stopped"}
+
+    assert sum(tags_ == TAG for tags_ in tagged(site, dead).values()) <= 2
+
+
+def test_requests_under_way_are_waited_for_when_a_bucket_is_paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them finds the bucket unusable: the others must have ended before the claim is given back."""
+    dead = site.run(site.experiment(), n_objects=3)
+    ruled(site)
+    site.delete_run(dead)
+    recorded: list[str] = []
+    late: list[str] = []
+    tagged_one, record = s3.add_tag, _Sweep._record
+
+    def add_tag(client: Any, bucket: str, entry: Any, *arguments: Any, **named: Any) -> Any:
+        if entry.key == min(site.objects):
+            raise s3.BucketPaused(bucket, "gone for a moment")
+        time.sleep(0.5)
+        late.extend(recorded)
+        return tagged_one(client, bucket, entry, *arguments, **named)
+
+    def noted(sweep: Any, finished: Any) -> None:
+        recorded.append("recorded")
+        record(sweep, finished)
+
+    monkeypatch.setattr(s3, "add_tag", add_tag)
+    monkeypatch.setattr(_Sweep, "_record", noted)
+
+    assert outcomes(gc(site, expect=1)) == {dead: "paused"}
+
+    assert (recorded, late) == (["recorded"], [])
+
+
+def test_a_server_that_says_deleted_and_does_not_do_it_ends_an_undo(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker is listed again and again: the undo reports it, and does not go on for ever."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    def lies(_client: Any, _bucket: str, entries: Any, **_named: Any) -> Any:
+        return s3.DeleteAnswer(deleted=tuple(entries))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3, "delete", lies)
+        (line,) = undo(site, "--run-ids", dead, expect=3)["locations"]
+
+    assert (line["back"], line["unknown"]) == (0, 1)
+    assert intents(site, "state", "acted_from_ms IS NULL") == [("waiting", 0)]
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1")
+    (line,) = undo(site, "--run-ids", dead)["locations"]
+    assert (line["back"], line["gone_keys"]) == (1, [])
+
+
+def test_a_late_upload_is_not_counted_as_what_was_tagged(site: Site) -> None:
+    """The rule has removed what was tagged, and something else lies there: what is gone is gone."""
+    dead = site.run(site.experiment(), n_objects=2)
+    ruled(site)
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    for key in [*site.objects]:
+        site.client.delete_object(Bucket=site.bucket, Key=key)
+    # The sweep was long ago.
+    site.execute("UPDATE artifact_gc_intents SET swept_ms = swept_ms - 3600000")
+    site.write(dead, site.artifact_uri(dead), {"late": b"1", "later": b"2"})
+
+    (line,) = undo(site, "--run-ids", dead)["locations"]
+
+    assert (line["back"], line["gone"]) == (0, 2)
+
+
+def test_two_markers_of_one_key_are_both_ours_and_its_object_is_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a hide was lost, and botocore asked again: two markers lie on one object."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    deleted = s3.delete
+
+    def twice(*arguments: Any, **named: Any) -> Any:
+        deleted(*arguments, **named)
+        return deleted(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3, "delete", twice)
+        assert outcomes(gc(site)) == {dead: "waiting"}
+
+    (line,) = undo(site, "--run-ids", dead)["locations"]
+
+    assert (line["back"], line["gone"], line["gone_keys"]) == (1, 0, [])
+    assert left_shown(site, dead) == 1
+
+
+def test_a_restore_while_s3_is_away_is_taken_back_when_it_answers_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what had failed in part too: the worker tries again after minutes, not at its next scan."""
+    dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
+    put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ruled(site)
+    with listening(site) as look:
+        site.delete_run(dead)
+        look()
+        assert intents(site, "state") == [("failed",)]
+        site.restore_run(dead)
+
+        def away(*_arguments: Any, **_named: Any) -> Any:
+            raise s3.BucketPaused(site.bucket, "away")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(s3, "remove_tag", away)
+            look()
+        assert TAG in list(tagged(site, dead).values())
+        shift(site, 10 * 60_000)
+        look()
+
+    assert TAG not in list(tagged(site, dead).values())
+    assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
+
+
+def test_an_upload_between_two_listings_of_a_versioned_bucket_is_tagged_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain listing shows it, and not its version: it is tagged once that is known, and nothing crashes."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    ruled(site)
+    site.delete_run(dead)
+    listing = s3.current
+    folder = site.key_of(site.artifact_uri(dead))
+
+    def current(client: Any, bucket: str, prefix: str) -> Any:
+        if prefix.startswith(folder) and "late" not in "".join(site.objects):
+            site.write(dead, site.artifact_uri(dead), {"late": b"1"})
+        return listing(client, bucket, prefix)
+
+    monkeypatch.setattr(s3, "current", current)
+
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    assert "late" in "".join(site.objects)
+    assert list(tagged(site, dead).values()) == [TAG, TAG]
