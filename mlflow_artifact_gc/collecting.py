@@ -27,11 +27,12 @@ from mlflow_artifact_gc import (
     s3,
     schema,
     session,
+    settling,
     surveying,
     sweeping,
 )
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
-from mlflow_artifact_gc.errors import ReferencesIncomplete, RootRefused, StorageError
+from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete, RootRefused, StorageError
 from mlflow_artifact_gc.locations import Location, proxied_path
 from mlflow_artifact_gc.metadata import Eraser
 from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Limits, Plan, Reason, SweepResult
@@ -152,8 +153,24 @@ class CommandCollection:
 
     # Deciding
 
+    def _settle(self) -> None:
+        """What is hidden or tagged, and restored, needed or gone by now; where S3 is out of reach it is left."""
+        settler = settling.Settler(
+            session=self._session,
+            client=lambda: self._client,
+            grace_ms=self._session.site.grace_ms,
+            concurrency=self._concurrency,
+            stopped=lambda: False,
+        )
+        try:
+            for problem in settler.settle(everything=True).problems:
+                self._tell(f"not taken back: {problem}")
+        except ArtifactGcError as error:
+            self._tell(f"not looked at, what is hidden or tagged: {error}")
+
     @cached_property
     def _planned(self) -> tuple[Plan, frozenset[Location]]:
+        self._settle()
         site, settings = self._session.site, self._settings
         with database.reading(self._session.engine) as connection:
             now_ms = database.clock_ms(connection)
@@ -365,6 +382,9 @@ class CommandCollection:
         )
         if report.error:
             self._tell(f"stopped: {report.error}")
+        if plan.action is not Action.PURGE:
+            # Half of something that is live after all may be hidden or tagged.
+            self._settle()
         for result in report.results:
             found[result.decision.entity.kind, result.decision.entity.id].append(result)
         return dict(found)

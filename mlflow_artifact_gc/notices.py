@@ -25,7 +25,9 @@ EXPIRES: Final = "artifact_gc.expires"
 PROTECTED_BY: Final = "artifact_gc.protected_by"
 PURGED: Final = "artifact_gc.purged"
 """What has gone, and when: it stays whatever happens to the run, and only a later purge replaces it."""
-_KEYS: Final = (STATUS, EXPIRES, PROTECTED_BY)
+HIDDEN: Final = "artifact_gc.hidden"
+"""What is there and not shown: for somebody to bring back by hand."""
+_KEYS: Final = (HIDDEN, STATUS, EXPIRES, PROTECTED_BY)
 _PURGED: Final = "purged"
 _FORM: Final = re.compile(r"^registered |, (?:source|storage_location)\b.*$")
 _LONGEST: Final = 500
@@ -95,25 +97,29 @@ def arrived(objects: int, size_bytes: int, now_ms: int) -> Notice:
     return ((STATUS, f"{_PURGED} by {_utc(now_ms)}"), (PURGED, f"{gone}, by {_utc(now_ms)}"))
 
 
-def taken_back(gone: int, now_ms: int, *, undone: bool, holder: str, until_ms: int | None) -> Notice:
+def taken_back(gone: int, now_ms: int, *, hidden: int, undone: bool, holder: str, until_ms: int | None) -> Notice:
     """A hide or tag was taken back; what the bucket's rule had removed before is said for good.
 
     Args:
         gone: how many objects that are.
         now_ms: the time.
+        hidden: how many are there, behind delete markers that the rule has written.
         undone: a person has taken it back, and it stays deleted.
         holder: what needs it, if something does.
         until_ms: when it goes, if it was deleted again.
     """
     lost = f"{_PURGED} in part: {gone:,} objects, before {_utc(now_ms)}"
     said: Notice = ((PURGED, lost),) if gone else CLEARED
+    if hidden:
+        behind = f"hidden by the bucket's rule: {hidden:,} objects; remove their delete markers to show them"
+        lost, said = behind, (*said, (HIDDEN, behind))
     if holder:
         return (*kept(holder), *said)
     if until_ms is not None:
         return (*pending(until_ms), *said)
     if undone:
         return ((STATUS, f"taken back {_utc(now_ms)}: kept until it is deleted again"), *said)
-    return ((STATUS, lost), *said) if gone else CLEARED
+    return ((STATUS, lost), *said) if gone or hidden else CLEARED
 
 
 def _utc(instant_ms: int) -> str:

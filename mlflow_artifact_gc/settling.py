@@ -178,6 +178,7 @@ class Settler:
             told = notices.taken_back(
                 done.gone,
                 now_ms,
+                hidden=done.hidden,
                 undone=end.undone_ms is not None,
                 holder=end.detail.removeprefix(agenda.KEPT) if end.detail.startswith(agenda.KEPT) else "",
                 until_ms=None if end.detail.startswith(agenda.KEPT) else end.look_ms,
@@ -213,13 +214,20 @@ class Settler:
                 for location, one in found.items()
                 if not one.empty and one.objects and _written_since(one, acted[location])
             ]
+            # Something in it may lack the tag: it was overwritten in the very minutes of the sweep, or too young then.
+            stale = [
+                location
+                for location, one in found.items()
+                if location not in fresh and one.objects and _overdue(acted[location], now_ms)
+            ]
             expiring.lock(connection, found)
             expiring.arrived(connection, empty, now_ms)
             expiring.reopen(connection, fresh, grace_ms=self.grace_ms, now_ms=now_ms)
+            expiring.reopen(connection, stale, grace_ms=0, now_ms=now_ms)
             left = {
                 location: (_next_look_ms(acted[location], now_ms), _left(one))
                 for location, one in found.items()
-                if not one.empty and location not in fresh
+                if not one.empty and location not in (*fresh, *stale)
             }
             expiring.look_later(connection, left)
         runs = {
@@ -237,6 +245,11 @@ def _written_since(found: surveying.Found, one: Touched) -> bool:
     if one.action is Action.HIDE:
         return True  # None was shown then.
     return found.youngest_current_ms is not None and found.youngest_current_ms > one.acted_ms + CLOCKS_MS
+
+
+def _overdue(one: Touched, now_ms: int) -> bool:
+    """Whether the rule should have removed it long ago."""
+    return one.action is Action.TAG and now_ms - one.acted_ms > _WEEK_MS
 
 
 def _next_look_ms(one: Touched, now_ms: int) -> int:

@@ -411,3 +411,29 @@ def test_where_nobody_opted_in_answers_are_read_all_the_same(
     assert "AccessDenied" in str(ran.error)
     assert deleted in rows(site)
     assert len(keys_of(site, deleted)) == 3
+
+
+def test_where_the_site_hides_the_row_stays_until_the_rule_has_acted(any_site: Site) -> None:
+    """A night hides, and keeps the row; a night after the bucket's rule has removed everything, the row goes."""
+    site = any_site
+    site.client.put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"})
+    experiment = site.experiment()
+    live, deleted = site.run(experiment, n_objects=2), site.run(experiment, n_objects=3)
+    site.delete_run(deleted)
+    init(site, *NOW, "--action", "hide")
+    first = mlflow_gc(site)
+
+    assert kept(site, first, deleted), first
+    shown = site.snapshot().keys
+    assert (sum(live in key for key in shown), sum(deleted in key for key in shown)) == (2, 0)
+    assert states(site) == {deleted: "waiting"}
+
+    for item in site.snapshot().items:
+        if deleted in item.key:
+            site.client.delete_object(Bucket=site.bucket, Key=item.key, VersionId=item.version_id)
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1")
+    second = mlflow_gc(site)
+
+    assert second.code == 0, second.error
+    assert deleted not in rows(site)
+    assert live in rows(site)

@@ -259,3 +259,51 @@ def test_the_tag_is_not_changed_while_objects_carry_it(
     assert list(tagged(site, dead).values()) == [{}]
     assert run("init", "--backend-store-uri", site.uri, "--expiry-tag", "other=yes").code == 0
     site.client.delete_bucket_lifecycle(Bucket=bucket)
+
+
+def test_what_the_rule_has_not_removed_in_a_week_is_tagged_again(
+    sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+) -> None:
+    """An object that was overwritten while it was tagged lost its tag, and nothing tells that by its date."""
+    site = watched(make_site(Site.direct(sqlite_uri, seaweed, bucket)))
+    dead = site.run(site.experiment(), n_objects=2)
+    ruled(site)
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    first = next(iter(tagged(site, dead)))
+    site.client.delete_object_tagging(Bucket=bucket, Key=first)
+    age(seaweed, bucket, days=10)
+    assert list(tagged(site, dead).values()) == [{}, TAG]
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1, swept_ms = swept_ms - :ms", ms=3 * DAY_MS)
+    assert turn(site) == {}, "not every day: each look would read the tags of every object"
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1, swept_ms = swept_ms - :ms", ms=5 * DAY_MS)
+
+    assert turn(site) == {dead: "waiting"}
+
+    assert list(tagged(site, dead).values()) == [TAG, TAG]
+    site.client.delete_bucket_lifecycle(Bucket=bucket)
+
+
+def test_a_restore_after_the_rule_has_begun_says_what_is_hidden(
+    sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+) -> None:
+    """On a versioned bucket the rule first hides: the version stays, untagged, and the run says what to do."""
+    site = watched(make_site(Site.direct(sqlite_uri, seaweed, bucket)))
+    site.client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    dead = site.run(site.experiment(), n_objects=2)
+    ruled(site)
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    age(seaweed, bucket, days=3)
+    run_lifecycle(seaweed)
+    assert tagged(site, dead) == {}
+
+    site.restore_run(dead)
+    turn(site)
+
+    assert "2 objects; remove their delete markers" in tags(site, dead)["artifact_gc.hidden"]
+    for item in site.snapshot().items:
+        if dead in item.key and item.kind == "marker":
+            site.client.delete_object(Bucket=bucket, Key=item.key, VersionId=item.version_id)
+    assert list(tagged(site, dead).values()) == [{}, {}]
+    site.client.delete_bucket_lifecycle(Bucket=bucket)
