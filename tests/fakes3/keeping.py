@@ -97,9 +97,13 @@ class Bucket:
 
 
 class Kept:
-    """All buckets, and the clock by which they date things. Not for several threads at a time."""
+    """All buckets, and the clock by which they date things. Not for several threads at a time.
+
+    ``removed``: called with what a delete takes away for good; not with what is written over.
+    """
 
     def __init__(self) -> None:
+        self.removed: Callable[[Bucket, Version | Upload], None] = lambda _bucket, _gone: None
         self.buckets: dict[str, Bucket] = {}
         self.clock_ms: Callable[[], int] = lambda: int(time.time() * 1000)
         self._numbers = itertools.count(1)
@@ -158,11 +162,12 @@ class Kept:
     def delete(self, bucket: Bucket, key: str, version_id: str | None = None) -> Deleted:
         """Removes a version for good, or hides the object; what is not there is deleted too."""
         _check_key(key)
-        if version_id is not None:
-            return self._remove(bucket, key, version_id)
-        if not bucket.versioning:
-            self._remove(bucket, key, NULL)
-            return Deleted()
+        if version_id is not None or not bucket.versioning:
+            gone = self._remove(bucket, key, version_id or NULL)
+            if gone is not None:
+                self.removed(bucket, gone)
+            marker_id = gone.id if gone is not None and gone.is_marker else None
+            return Deleted(version_id=version_id, marker_id=marker_id)
         marker = Version(
             key=key,
             id=self._new_id() if bucket.versioning == "Enabled" else NULL,
@@ -181,17 +186,17 @@ class Kept:
         versions.insert(0, made)
 
     @staticmethod
-    def _remove(bucket: Bucket, key: str, version_id: str) -> Deleted:
+    def _remove(bucket: Bucket, key: str, version_id: str) -> Version | None:
         versions = bucket.keys.get(key, [])
         found = next((one for one in versions if one.id == version_id), None)
         if found is None:
-            return Deleted(version_id=version_id)
+            return None
         versions.remove(found)
         if versions:
             versions[0].noncurrent_ms = None
         else:
             del bucket.keys[key]
-        return Deleted(version_id=version_id, marker_id=version_id if found.is_marker else None)
+        return found
 
     def set_tags(self, bucket: Bucket, key: str, version_id: str | None, tags: Sequence[tuple[str, str]]) -> Version:
         """The whole set of tags of a version; changes neither its date nor its id."""
@@ -212,6 +217,11 @@ class Kept:
         if found is None or found.key != key:
             raise Refused(404, "NoSuchUpload", "The specified upload does not exist.")
         return found
+
+    def abort_upload(self, bucket: Bucket, upload: Upload) -> None:
+        """Its parts are gone."""
+        del bucket.uploads[upload.id]
+        self.removed(bucket, upload)
 
     def complete_upload(self, bucket: Bucket, upload: Upload, chosen: Sequence[tuple[int, str]]) -> Version:
         """The object that the parts make; those that are not chosen are gone."""

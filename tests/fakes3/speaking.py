@@ -449,7 +449,7 @@ class Operations:
         return Answer(body=_document("CompleteMultipartUploadResult", fields), headers=_version_header(bucket, made))
 
     def _op_abort_multipart_upload(self, request: Request, _fault: Kind | None) -> Answer:
-        del self._bucket(request).uploads[self._upload(request).id]
+        self.kept.abort_upload(self._bucket(request), self._upload(request))
         return Answer(status=204)
 
     def _upload(self, request: Request) -> Upload:
