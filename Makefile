@@ -2,7 +2,9 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test unit lint format demo bench
+.PHONY: test unit lint format demo bench soak
+STEPS ?= 100000
+CRASHES ?= 300
 
 $(BIN)/python:
 	python3 -m venv $(VENV)
@@ -28,3 +30,8 @@ demo: $(BIN)/python
 
 bench: $(BIN)/python
 	$(BIN)/python -m benchmarks
+
+# Random histories for as many steps as are wanted, then kills: make soak STEPS=100000 CRASHES=300 (TEST_SEED repeats one).
+soak: $(BIN)/python
+	$(BIN)/python -m tests.histories $(STEPS)
+	SOAK_CRASHES=$(CRASHES) SOAK_FAULTS=1 $(BIN)/python -m pytest -q --timeout 0 tests/integration/test_crashes.py tests/integration/test_faults.py

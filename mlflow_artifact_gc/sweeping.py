@@ -251,6 +251,7 @@ class _Sweep:
             self._erase_rows(settled)
 
     def _record(self, finished: Sequence[SweepResult]) -> None:
+        self._tell(finished)
         for tries_left in reversed(range(_TRIES)):
             try:
                 with database.writing(self._engine) as connection:
@@ -262,11 +263,17 @@ class _Sweep:
                     raise
                 self._stop.wait(_POLL_S)
             else:
-                break
-        # Apart: what people read must not stand in the way of what is recorded.
-        if told := notices.of_results(finished, now_ms):
-            with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
-                notices.write(connection, told)
+                return
+
+    def _tell(self, finished: Sequence[SweepResult]) -> None:
+        """Before it is recorded: nobody looks again at what is, and would tell what a killed process has not.
+
+        And apart: what people read must not stand in the way of what is recorded.
+        """
+        if not notices.of_results(finished, now_ms=0):
+            return
+        with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
+            notices.write(connection, notices.of_results(finished, database.clock_ms(connection)))
 
     def _vanished(self, connection: Connection, finished: Sequence[SweepResult]) -> list[Entity]:
         """Those that are no tombstones any more, because their rows are gone for good."""

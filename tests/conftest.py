@@ -141,12 +141,17 @@ def sqlite_template(request: pytest.FixtureRequest) -> Path:
     """A file with MLflow's empty tables; kept in pytest's cache for each version of MLflow."""
     import mlflow
 
-    template = request.config.cache.mkdir("mlflow-template") / f"{mlflow.__version__}.db"
+    template: Path = request.config.cache.mkdir("mlflow-template") / f"{mlflow.__version__}.db"
     if not template.exists():
-        unfinished = template.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        _make_mlflow_tables(f"sqlite:///{unfinished}")
-        unfinished.replace(template)  # at once: another pytest process may look for it
+        make_template(template)
     return template
+
+
+def make_template(template: Path) -> None:
+    """Makes MLflow's empty tables in a file."""
+    unfinished = template.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    _make_mlflow_tables(f"sqlite:///{unfinished}")
+    unfinished.replace(template)  # at once: another pytest process may look for it
 
 
 @pytest.fixture
