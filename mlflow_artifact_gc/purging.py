@@ -328,7 +328,9 @@ class Purger:
     def _count(answer: DeleteAnswer, owners: Mapping[int, _Work]) -> None:
         for entry in answer.deleted:
             work, identity = owners[id(entry)], _identity(entry)
-            work.tally(entry)
+            # A listing that answered with a page twice has shown it twice.
+            if work.deleted.get(identity) != entry:
+                work.tally(entry)
             work.failures.pop(identity, None)
             work.unknown.pop(identity, None)
             if not work.streamed:
