@@ -687,11 +687,15 @@ class History(RuleBasedStateMachine):
             seen[0] += 1
             if seen[0] != nth:
                 return
+            # The faults are the sweep's, not his.
+            faults, self.fake.faults = self.fake.faults, []
             try:
                 self.act_between(step, what, number)
                 step.acted_at = request.operation
             except BaseException as mishap:  # noqa: BLE001 - raised by the step
                 self.mishaps.append(mishap)
+            finally:
+                self.fake.faults = faults
 
         self.fake.before = before
 
