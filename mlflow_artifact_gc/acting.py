@@ -356,7 +356,9 @@ class Actor(ABC):
             owners[id(entry)].unknown[identity(entry)] = entry
 
     def _gone(self, work: Work, entry: Entry) -> None:
-        work.tally(entry)
+        # A listing that answered with a page twice has shown it twice.
+        if work.deleted.get(identity(entry)) != entry:
+            work.tally(entry)
         if not work.streamed:
             work.deleted[identity(entry)] = entry
 
