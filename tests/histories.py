@@ -133,7 +133,7 @@ def a_world(template: Path) -> Iterator[World]:
         for name, value in fake.server.environ().items():
             patched.setenv(name, value)
         patched.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
-        patched.setattr("mlflow_artifact_gc.purging._PAUSE_S", 0.0)
+        patched.setattr("mlflow_artifact_gc.acting._PAUSE_S", 0.0)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         yield World(fake=fake, forks=stack.enter_context(crashes()), template=template, folder=folder)
 

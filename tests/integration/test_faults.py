@@ -114,7 +114,7 @@ def bench(
     for name, value in fake.server.environ().items():
         monkeypatch.setenv(name, value)
     wait_for_nothing(monkeypatch)
-    monkeypatch.setattr("mlflow_artifact_gc.purging._PAUSE_S", 0.0)
+    monkeypatch.setattr("mlflow_artifact_gc.acting._PAUSE_S", 0.0)
     monkeypatch.setattr("mlflow_artifact_gc.sweeping._POLL_S", 0.01)
     fake.silence_s = 0.6
     yield Bench(fake=fake, template=sqlite_template, folder=tmp_path, make_site=make_site)
