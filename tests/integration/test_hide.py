@@ -26,8 +26,14 @@ def versioned(site: Site) -> Site:
 
 
 @pytest.fixture
-def site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
-    """On each database, a versioned bucket, and the hook in MLflow's stores."""
+def site(sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+    """A versioned bucket, and the hook in MLflow's stores."""
+    return watched(versioned(make_site(Site.direct(sqlite_uri, seaweed, bucket))))
+
+
+@pytest.fixture
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Site:
+    """The same on each database."""
     return watched(versioned(make_site(Site.direct(any_db_uri, seaweed, bucket))))
 
 
@@ -43,8 +49,9 @@ def undo(site: Site, *arguments: str, expect: int = 0) -> Any:
     return ran.json if ran.out else {"error": ran.err}
 
 
-def test_what_is_hidden_comes_back_by_undo(site: Site) -> None:
+def test_what_is_hidden_comes_back_by_undo(any_site: Site) -> None:
     """A hide frees nothing and shows nothing; undo shows every object again, byte for byte, and nothing else."""
+    site = any_site
     experiment = site.experiment()
     live, dead = site.run(experiment, n_objects=3), site.run(experiment, {"a": b"one", "b/c d+e": b"two"})
     site.delete_run(dead)
@@ -115,8 +122,9 @@ def left_shown(site: Site, run: str) -> int:
     return sum(run in key for key in shown(site))
 
 
-def test_what_was_taken_back_stays_until_it_is_deleted_again_or_named(site: Site) -> None:
+def test_what_was_taken_back_stays_until_it_is_deleted_again_or_named(any_site: Site) -> None:
     """Neither a nightly gc nor the worker hides again what a person has taken back."""
+    site = any_site
     dead = site.run(site.experiment(), n_objects=2)
     init(site, *NOW, "--action", "hide")
     site.delete_run(dead)
@@ -138,8 +146,9 @@ def test_what_was_taken_back_stays_until_it_is_deleted_again_or_named(site: Site
     assert left_shown(site, dead) == 0
 
 
-def test_a_restore_shows_what_was_hidden_again(site: Site) -> None:
+def test_a_restore_shows_what_was_hidden_again(any_site: Site) -> None:
     """The worker hears of a restore and takes its hide back by itself; the run says nothing of us then."""
+    site = any_site
     dead = site.run(site.experiment(), n_objects=3)
     init(site, *NOW, "--action", "hide")
     site.delete_run(dead)
@@ -224,8 +233,9 @@ def test_a_bucket_without_versions_is_refused(
     assert site.snapshot().items == before.items
 
 
-def test_a_hold_takes_back_what_is_hidden(site: Site) -> None:
+def test_a_hold_takes_back_what_is_hidden(any_site: Site) -> None:
     """As soon as the worker hears of it; and what the hold said when it was put on came true."""
+    site = any_site
     experiment = site.experiment()
     held, other = (site.run(experiment, n_objects=2) for _ in range(2))
     for dead in (held, other):

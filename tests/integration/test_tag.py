@@ -29,8 +29,16 @@ def ruled(site: Site, *arguments: str) -> Site:
 
 
 @pytest.fixture
-def site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Iterator[Site]:
-    """On each database, with the hook in MLflow's stores."""
+def site(sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Iterator[Site]:
+    """With the hook in MLflow's stores; the server forgets the bucket's rules in the end."""
+    site = watched(make_site(Site.direct(sqlite_uri, seaweed, bucket)))
+    yield site
+    site.client.delete_bucket_lifecycle(Bucket=bucket)
+
+
+@pytest.fixture
+def any_site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> Iterator[Site]:
+    """The same on each database."""
     site = watched(make_site(Site.direct(any_db_uri, seaweed, bucket)))
     yield site
     site.client.delete_bucket_lifecycle(Bucket=bucket)
@@ -52,8 +60,9 @@ def put_tags(site: Site, key: str, pairs: dict[str, str]) -> None:
     site.client.put_object_tagging(Bucket=site.bucket, Key=key, Tagging={"TagSet": pairs_})
 
 
-def test_what_is_tagged_goes_by_the_rule_and_the_others_stay(site: Site, seaweed: S3Server) -> None:
+def test_what_is_tagged_goes_by_the_rule_and_the_others_stay(any_site: Site, seaweed: S3Server) -> None:
     """The whole way: deleted, tagged by the worker, removed by S3, found gone; a live run and the marker stay."""
+    site = any_site
     experiment = site.experiment()
     live, dead = site.run(experiment, n_objects=3), site.run(experiment, n_objects=2, object_bytes=10)
     ruled(site)
@@ -81,8 +90,9 @@ def test_what_is_tagged_goes_by_the_rule_and_the_others_stay(site: Site, seaweed
     assert tags(site, dead)["artifact_gc.status"].startswith("purged by ")
 
 
-def test_its_own_tags_stay_also_when_it_is_restored(site: Site) -> None:
+def test_its_own_tags_stay_also_when_it_is_restored(any_site: Site) -> None:
     """Ours comes beside them, and goes alone; after the restore the objects' tags are what they were."""
+    site = any_site
     dead = site.run(site.experiment(), {"a": b"1", "b": b"2"})
     a, b = sorted(key for key in site.objects if dead in key)
     put_tags(site, a, {"team": "vision", "cost center": "a+b/=:@"})
@@ -119,8 +129,9 @@ def test_a_restore_without_a_worker_is_taken_back_by_gc_and_by_undo(site: Site) 
     assert list(tagged(site, two).values()) == [{}]
 
 
-def test_deleted_again_waits_a_whole_grace_period_untagged(site: Site) -> None:
+def test_deleted_again_waits_a_whole_grace_period_untagged(any_site: Site) -> None:
     """Restored and deleted again: S3 must not remove it while its new grace period runs."""
+    site = any_site
     dead = site.run(site.experiment(), n_objects=1)
     ruled(site)
     site.delete_run(dead)
