@@ -274,7 +274,8 @@ class History(RuleBasedStateMachine):
 
     def pick(self, number: int, kind: str, stage: str) -> str | None:
         """One of the entities of that kind and stage."""
-        found = [row.id for row in self.snapshot.rows if row.kind == kind and row.stage == stage]
+        rows = [row for row in self.snapshot.rows if row.kind == kind and row.stage == stage]
+        found = [row.id for row in rows if row.uri.startswith(("s3:", "mlflow-artifacts:"))]
         # Ids are random, even if everything else is repeated.
         found.sort(key=lambda entity: self.order.get(entity, 0))
         return found[number % len(found)] if found else None
@@ -300,7 +301,9 @@ class History(RuleBasedStateMachine):
         self.site.write(entity, uri, {path: content})
 
     def make_run(self, number: int, objects: int) -> None:
-        active = [row.id for row in self.site.rows() if row.kind == "experiment" and row.stage == "active"]
+        # Where none is left, MLflow's command makes the default experiment anew, with a place of its own on disk.
+        live = [row for row in self.site.rows() if row.kind == "experiment" and row.stage == "active"]
+        active = [row.id for row in live if row.uri.startswith(("s3:", "mlflow-artifacts:"))]
         if not active:
             return
         experiment = sorted(active)[number % len(active)]
