@@ -247,3 +247,22 @@ def test_a_hold_takes_back_what_is_hidden(any_site: Site) -> None:
     turn(site)
     assert (left_shown(site, held), left_shown(site, other)) == (2, 0)
     assert "audit" in tags(site, held)["artifact_gc.protected_by"]
+
+
+def test_a_site_whose_bucket_keeps_no_versions_cannot_be_told_to_hide(
+    sqlite_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite
+) -> None:
+    """``init`` says so before it changes anything: neither tables nor settings are there afterwards."""
+    site = make_site(Site.direct(sqlite_uri, seaweed, bucket))
+    site.run(site.experiment(), n_objects=1)
+
+    ran = run("init", "--backend-store-uri", site.uri, "--registry-store-uri", site.uri, "--action", "hide")
+
+    assert ran.code == 4
+    assert f"Bucket '{bucket}'" in ran.err
+    assert "Nothing was changed: use another --action" in ran.err
+    assert run("init", "--backend-store-uri", site.uri, "--check").code == 5
+    init(site, *NOW, "--grace", "3d")
+    assert run("init", "--backend-store-uri", site.uri, "--action", "hide").code == 4
+    with site.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT action, grace_ms FROM artifact_gc_site").one() == (None, 3 * DAY_MS)

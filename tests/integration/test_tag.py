@@ -318,3 +318,22 @@ def test_a_restore_after_the_rule_has_begun_says_what_is_hidden(
             site.client.delete_object(Bucket=bucket, Key=item.key, VersionId=item.version_id)
     assert list(tagged(site, dead).values()) == [{}, {}]
     site.client.delete_bucket_lifecycle(Bucket=bucket)
+
+
+@pytest.mark.parametrize(("answers", "code"), [("y\ny\n", 0), ("n\n", 4), ("y\nn\n", 4)])
+def test_gc_offers_to_write_the_rule(answers: str, code: int, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal it shows the rule and asks, and then asks for the sweep; nothing is written or tagged unasked."""
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "tag")
+    site.delete_run(dead)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _self: True, raising=False)
+
+    ran = run("gc", "--backend-store-uri", site.uri, *GC_NOW, answer=answers)
+
+    assert ran.code == code, ran.err
+    assert f"Write these rules to bucket '{site.bucket}' now?" in ran.out
+    assert '"Key": "mlflow-artifact-gc"' in ran.out, "the rule itself is shown"
+    assert list(tagged(site, dead).values()) == [TAG if code == 0 else {}]
+    if answers.startswith("y"):
+        rules = site.client.get_bucket_lifecycle_configuration(Bucket=site.bucket)["Rules"]
+        assert {rule["Status"] for rule in rules} == {"Enabled"}
