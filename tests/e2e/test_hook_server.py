@@ -332,7 +332,7 @@ def test_what_is_being_swept_cannot_be_registered(place: Place, monkeypatch: pyt
     source = f"{place.client.get_run(run).info.artifact_uri}/model"
     place.client.create_registered_model(name)
     place.hooked.intent("run", run, "sweeping", _FUTURE_MS)
-    with pytest.raises(MlflowException, match=r"are being purged|too many 500") as refused:
+    with pytest.raises(MlflowException, match=r"are being removed|too many 500") as refused:
         place.client.create_model_version(name, source, run_id=run, await_creation_for=0)
     during = place.client.search_model_versions(f"name = '{name}'")
     place.hooked.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE entity_id = :id", id=run)
