@@ -325,7 +325,7 @@ def test_a_registration_whose_transaction_is_older_than_the_claim(hooked: Hooked
 
     engine = engine_of(hooked.registry)
     sa.event.listen(engine, "before_cursor_execute", claim)
-    with pytest.raises(MlflowException, match=f"run {run_id} are being purged") as refused:
+    with pytest.raises(MlflowException, match=f"run {run_id} are being removed") as refused:
         hooked.registry.create_model_version("churn", f"{ROOT}/{run_id}/model")
     sa.event.remove(engine, "before_cursor_execute", claim)
 
