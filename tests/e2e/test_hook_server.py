@@ -338,7 +338,7 @@ def test_what_is_being_swept_cannot_be_registered(place: Place, monkeypatch: pyt
     place.hooked.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE entity_id = :id", id=run)
     place.client.create_model_version(name, source, run_id=run, await_creation_for=0)
 
-    assert "purged" in str(refused.value) or "500" in str(refused.value)
+    assert "removed" in str(refused.value) or "500" in str(refused.value)
     assert len(during) == 0
     assert place.noted(f"{name}/1") == [("registered", "model_version", f"{name}/1")]
 

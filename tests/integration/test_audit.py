@@ -650,7 +650,7 @@ def test_an_interrupted_audit_leaves_nothing(site: Site, number: signal.Signals,
     command = [sys.executable, "-m", "mlflow_artifact_gc", "audit", "--backend-store-uri", site.uri]
     room = tmp_path / "room"
     room.mkdir()
-    with delayed(site.s3, 0.3, folder=tmp_path) as far:
+    with delayed(site.s3, 2.0, folder=tmp_path) as far:
         environ = {**os.environ, **far.environ(), "TMPDIR": str(room)}
         with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             deadline_s = time.monotonic() + 20
