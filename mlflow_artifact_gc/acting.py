@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from mlflow_artifact_gc import s3
 from mlflow_artifact_gc.errors import ArtifactGcError, StorageError
+from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.model import Action, Decision, Failure, Outcome, SweepResult
 from mlflow_artifact_gc.quantities import show_duration, show_instant
 from mlflow_artifact_gc.s3 import BucketPaused, DeleteAnswer, Entry, Kind, Versioning
@@ -29,8 +30,7 @@ _ROUNDS: Final = 4
 _PAUSE_S: Final = 0.2
 _FRESH_S: Final = 60.0
 """From the reading of the references to the first delete."""
-AGE_MARGIN_MS: Final = 5 * 60_000
-"""S3's clock and the database's may differ by so much."""
+AGE_MARGIN_MS: Final = CLOCKS_MS
 _SHOWN_FAILURES: Final = 20
 _UNPROVEN: Final = "its root was empty a moment ago and is not now; run it again"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, inbox, inventory, journal, planning, policy, references, schema, session
 from mlflow_artifact_gc.errors import ArtifactGcError, NotOnS3, ReferencesIncomplete, UnreadableUri, UsageError
+from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Destination, Location, every_place, proxied_path
 from mlflow_artifact_gc.model import Decision, EntityKind, Reason, Reference, Standing, Tombstone
 from mlflow_artifact_gc.protection import Candidate, Protection
@@ -31,8 +32,6 @@ _DAY_MS: Final = 86_400_000
 _GRACE_MS: Final = 7 * _DAY_MS
 _MIN_AGE_MS: Final = _DAY_MS
 """What ``init`` sets, where it has not been run yet."""
-_AGE_MARGIN_MS: Final = 5 * 60_000
-"""As a sweep has it."""
 _BATCH: Final = 20_000
 """Prefixes without a row that are held against all references at a time."""
 _BLOCK: Final = 5_000
@@ -268,7 +267,7 @@ class _Judge:
         self._foreign_roots()
         self._references_without_objects(found)
         age_ms = self._setting.min_age_ms
-        young_ms = self._findings.now_ms - age_ms - _AGE_MARGIN_MS if age_ms else None
+        young_ms = self._findings.now_ms - age_ms - CLOCKS_MS if age_ms else None
         self._tally.settle(young_ms=young_ms, judged=self._setting.registry is not None)
 
     def _own_rows(self, found: Sequence[Reference], done: journal.Done) -> None:

@@ -155,12 +155,12 @@ class Ending:
     undone_ms: int | None = None
 
 
-def take_back(connection: Connection, location: Location, end: Ending, *, owner: str, now_ms: int) -> None:
+def take_back(connection: Connection, one: Touched, end: Ending, *, owner: str, now_ms: int) -> None:
     """Nothing in it is hidden or tagged any more."""
     # Deleted again meanwhile: what the worker has written down of that stays, with its dates.
-    anew = intents.c.first_seen_ms > now_ms
+    anew = intents.c.first_seen_ms > one.seen_ms
     values: dict[str, Any] = {
-        "state": end.state,
+        "state": sa.case((anew, State.PENDING), else_=end.state),
         "state_ms": now_ms,
         "look_ms": sa.case((anew, intents.c.look_ms), else_=end.look_ms),
         "detail": end.detail[:_DETAIL],
@@ -170,7 +170,7 @@ def take_back(connection: Connection, location: Location, end: Ending, *, owner:
         "waiting_bytes": 0,
         "attempts": 0,
     }
-    _end(connection, location, owner, values)
+    _end(connection, one.location, owner, values)
 
 
 def try_again(connection: Connection, location: Location, why: str, *, owner: str, now_ms: int) -> None:
@@ -241,6 +241,15 @@ def reopen(connection: Connection, locations: Iterable[Location], *, grace_ms: i
             "detail": "written to after it was hidden or tagged",
         }
         connection.execute(intents.update().where(waits).values(**values), rows)
+
+
+def put_off(connection: Connection, later: Mapping[Location, int]) -> None:
+    """Look later at what was begun and is not finished: for each location when."""
+    rows = [{"key": journal.sha256(location), "new_look_ms": at_ms} for location, at_ms in sorted(later.items())]
+    if rows:
+        lock(connection, later)
+        begun = sa.and_(intents.c.location_sha256 == sa.bindparam("key"), _TOUCHED, intents.c.state != State.WAITING)
+        connection.execute(intents.update().where(begun).values(look_ms=sa.bindparam("new_look_ms")), rows)
 
 
 def stuck(connection: Connection) -> list[str]:

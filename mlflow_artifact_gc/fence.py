@@ -228,14 +228,10 @@ class Fence:
             facts, Scope(), cutoff_ms=self._plan.cutoff_ms, include_undated=self._undated(lines), again=True
         )
         verdicts = {(line.entity.kind, line.entity.id, line.uri): line for line in made}
-        pairs = [(line, verdicts[line.entity.kind, line.entity.id, line.uri]) for line in lines]
+        pairs = [(line, _why_kept(line, verdicts.get((line.entity.kind, line.entity.id, line.uri)))) for line in lines]
         return Admission(
-            due=tuple(line for line, now in pairs if now.reason is Reason.DUE),
-            rejected=tuple(
-                ended(line, Outcome.PROTECTED, now.evidence or now.reason.sentence)
-                for line, now in pairs
-                if now.reason is not Reason.DUE
-            ),
+            due=tuple(line for line, why in pairs if not why),
+            rejected=tuple(ended(line, Outcome.PROTECTED, why) for line, why in pairs if why),
         )
 
     @staticmethod
@@ -307,6 +303,13 @@ class Fence:
         if stone.deleted_ms is not None and stone.deleted_ms > self._plan.cutoff_ms:
             return "restored and deleted again since the plan was made: a new grace period runs"
         return ""
+
+
+def _why_kept(line: Decision, now: Decision | None) -> str:
+    """Why a line is not due by what was read now; empty where it is. Its place is what its row says, not the plan."""
+    if now is None or (now.location, now.root) != (line.location, line.root):
+        return "its place, by its row, is not the one that was planned"
+    return "" if now.reason is Reason.DUE else now.evidence or now.reason.sentence
 
 
 def _why_noted(line: Decision, noted: _Noted) -> str:

@@ -89,8 +89,7 @@ class Hider(Actor):
                 del work.unknown[name]
                 work.changed += 1
         work.waiting_objects, work.waiting_bytes = found.versions, found.size_bytes
-        if work.changed:
-            work.acted_until_ms = found.hidden_until_ms
+        work.acted_until_ms = found.hidden_until_ms
         if found.empty:
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
         elif not found.objects:

@@ -18,7 +18,7 @@ from mlflow_artifact_gc.expiring import Ending, Touched
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.journal import State
-from mlflow_artifact_gc.model import Action, Decision, EntityKind, Reason
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Reason
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import chunks, decide
 
@@ -32,6 +32,9 @@ _logger = logging.getLogger("mlflow_artifact_gc.worker")
 _LEASE_MS: Final = 60_000
 _WEEK_MS: Final = 7 * 24 * 3_600_000
 _KEPT_MS: Final = 6 * 3_600_000
+
+
+_RESTORED: Final = Ending(state=State.CANCELLED, detail="restored")
 
 
 class ClaimLost(ArtifactGcError):
@@ -65,7 +68,8 @@ class Settler:
         """Look at what has come up, or at ``everything`` that is hidden or tagged.
 
         Raises:
-            DatabaseUnusable, ReferencesIncomplete: nothing was done.
+            DatabaseUnusable: what was taken back and not written down is taken back again.
+            ReferencesIncomplete: only what is live again was taken back.
             RootRefused: as ``take_back`` does.
         """
         with database.reading(self.session.engine) as connection:
@@ -74,6 +78,10 @@ class Settler:
         if not found:
             return Settled()
         self._require_endpoint()
+        # What is live again needs no further reason: it does not wait until everything else can be read.
+        live = self._live(found)
+        back = self.take_back(list(live.values()), dict.fromkeys(live, _RESTORED))
+        found = [one for one in found if one.location not in live]
         lines = {
             line.location: line
             for line in decide(self.session, [one.entity for one in found], now_ms - self.grace_ms)
@@ -81,24 +89,49 @@ class Settler:
         }
         with self.session.tracked.reading() as tracking:
             there = tracking.owners(one.entity.id for one in found if one.location not in lines)
-        endings = {
-            one.location: end
+        endings: dict[Location, Ending] = {}
+        for one in found:
+            if end := self._ending(one, lines.get(one.location), there, now_ms):
+                endings[one.location] = end
+        needed = self.take_back([one for one in found if one.location in endings], endings)
+        left = [one for one in found if one.location not in endings and (one.look_ms or 0) <= now_ms]
+        self._put_off([one for one in left if one.state is not State.WAITING], now_ms)
+        return Settled(
+            arrived=self._look([one for one in left if one.state is State.WAITING]),
+            restored=(*back.restored, *needed.restored),
+            problems=(*back.problems, *needed.problems),
+        )
+
+    def _live(self, found: Sequence[Touched]) -> dict[Location, Touched]:
+        """Those whose rows are there and are not deleted. Without its row nobody can have restored it."""
+        dead: set[Entity] = set()
+        there: set[str] = set()
+        for some in chunks(found):
+            with self.session.tracked.reading() as tracking:
+                dead.update(stone.entity for stone in tracking.tombstones([one.entity for one in some]))
+                there.update(tracking.owners(one.entity.id for one in some))
+        gone = {(entity.kind, entity.id) for entity in dead}
+        return {
+            one.location: one
             for one in found
-            if (end := self._ending(one, lines.get(one.location), there, now_ms)) is not None
+            if one.entity.id in there and (one.entity.kind, one.entity.id) not in gone
         }
-        settled = self.take_back([one for one in found if one.location in endings], endings)
-        waiting = [
-            one
-            for one in found
-            if one.location not in endings and one.state is State.WAITING and (one.look_ms or 0) <= now_ms
-        ]
-        return Settled(arrived=self._look(waiting), restored=settled.restored, problems=settled.problems)
+
+    def _put_off(self, unfinished: Sequence[Touched], now_ms: int) -> None:
+        """What is not finished and cannot be now has no date yet: without one it would be looked at at every turn."""
+        later = {
+            one.location: now_ms + _KEPT_MS if one.state is State.FAILED else one.since_ms + self.grace_ms
+            for one in unfinished
+            if one.state is State.FAILED or one.since_ms + self.grace_ms > now_ms
+        }
+        with database.writing(self.session.engine) as connection:
+            expiring.put_off(connection, later)
 
     def _ending(self, one: Touched, line: Decision | None, there: Mapping[str, str], now_ms: int) -> Ending | None:
         """What becomes of it once it is taken back; None: it is garbage as before."""
         if line is None:
-            # Without its row nobody can have restored it: it goes as it was to go.
-            return Ending(state=State.CANCELLED, detail="restored") if one.entity.id in there else None
+            # Its row is there, and names another place by now.
+            return _RESTORED if one.entity.id in there else None
         if line.reason in (Reason.PROTECTED, Reason.NESTED):
             return Ending(state=State.PENDING, look_ms=now_ms + _KEPT_MS, detail=agenda.KEPT + line.evidence)
         again = line.deleted_ms is not None and line.deleted_ms > (one.deleted_ms or 0)
@@ -173,7 +206,7 @@ class Settler:
             if why:
                 expiring.try_again(connection, one.location, why, owner=self._owner, now_ms=now_ms)
             else:
-                expiring.take_back(connection, one.location, end, owner=self._owner, now_ms=now_ms)
+                expiring.take_back(connection, one, end, owner=self._owner, now_ms=now_ms)
         if isinstance(done, Restored) and one.entity.kind is EntityKind.RUN and not why:
             told = notices.taken_back(
                 done.gone,

@@ -289,8 +289,9 @@ class Worker:
             self._unexplained += intake.scan().expected
             self._scan_s = time.monotonic() + (_SCAN_S if self._scanned else _FIRST_SCAN_S)
             self._scanned = True
+        # S3 waits for nobody: before anything that may fail for another reason.
+        self._settle(session, terms, halt, everything=scan or self._kept_anew)
         self._explain(session, terms)
-        self._settle(session, terms, halt, everything=scan or taken.registry_changed)
         report = rounds.Round(session, terms, self._connected(), halt).run()
         if scan and not halt.is_set():
             rounds.look_twice(session, terms, self._connected(), halt)

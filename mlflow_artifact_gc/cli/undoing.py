@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import cache
 from typing import Any, Final
 
 import click
@@ -45,7 +46,7 @@ def run(
     concurrency = concurrency or settings.concurrency or _CONCURRENCY
     settler = settling.Settler(
         session=session,
-        client=_Once(settings, concurrency),
+        client=cache(lambda: s3.connect(settings.environ, threads=concurrency)),
         grace_ms=session.site.grace_ms,
         concurrency=concurrency,
         stopped=threading.Event().is_set,
@@ -59,19 +60,6 @@ def run(
     for problem in settled.problems:
         click.echo(f"Error: not taken back: {problem}", err=True)
     sys.exit(code)
-
-
-class _Once:
-    """The client, made when it is first needed."""
-
-    def __init__(self, settings: Settings, concurrency: int) -> None:
-        self._settings, self._concurrency = settings, concurrency
-        self._client: s3.S3Client | None = None
-
-    def __call__(self) -> s3.S3Client:
-        if self._client is None:
-            self._client = s3.connect(self._settings.environ, threads=self._concurrency)
-        return self._client
 
 
 def _named(session: Session, scope: Scope, plan_id: str | None) -> list[Touched]:

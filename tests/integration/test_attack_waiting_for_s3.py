@@ -9,15 +9,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlflow_artifact_gc import s3, tagging
+from mlflow_artifact_gc import references, s3, tagging
+from mlflow_artifact_gc.cli import backlog
 from mlflow_artifact_gc.demo.servers import S3Server
-from mlflow_artifact_gc.errors import DatabaseUnusable
+from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
+from mlflow_artifact_gc.expiring import Touched
 from mlflow_artifact_gc.fence import Fence
+from mlflow_artifact_gc.locations import Location
+from mlflow_artifact_gc.restoring import Restored, Restorer
+from mlflow_artifact_gc.session import Reading, read
 from mlflow_artifact_gc.sweeping import _Sweep
 from tests.command import gc, init, outcomes, run
 from tests.integration.test_attack_sweep import once_before
@@ -495,3 +501,102 @@ def test_an_upload_between_two_listings_of_a_versioned_bucket_is_tagged_too(
 
     assert "late" in "".join(site.objects)
     assert list(tagged(site, dead).values()) == [TAG, TAG]
+
+
+def test_a_restored_run_is_taken_back_though_nothing_else_can_be_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs what is not known while the registry cannot be read; that this run is live, its row says."""
+    back, stays = (site.run(site.experiment(), n_objects=1) for _ in range(2))
+    ruled(site)
+    for dead in (back, stays):
+        site.delete_run(dead)
+    with listening(site) as work:
+        assert list(tagged(site, back).values()) == list(tagged(site, stays).values()) == [TAG]
+        site.restore_run(back)
+
+        def unreadable(*_arguments: object) -> None:
+            raise ReferencesIncomplete
+
+        monkeypatch.setattr(references, "read", unreadable)
+        site.execute("UPDATE artifact_gc_intents SET look_ms = 1")
+        with pytest.raises(ReferencesIncomplete):
+            work()
+
+    assert list(tagged(site, back).values()) == [{}]
+    assert list(tagged(site, stays).values()) == [TAG]
+
+
+def test_deleted_again_while_it_is_taken_back_begins_a_grace_period(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the worker writes down of a new deletion meanwhile is not undone by the end of the taking back."""
+    dead = site.run(site.experiment(), n_objects=1)
+    ruled(site)
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    site.restore_run(dead)
+    restore = Restorer.restore
+
+    def deleted_meanwhile(self: Restorer, touched: Touched) -> Restored:
+        site.execute("UPDATE artifact_gc_intents SET first_seen_ms = first_seen_ms + 1000, look_ms = 4102444800000")
+        return restore(self, touched)
+
+    monkeypatch.setattr(Restorer, "restore", deleted_meanwhile)
+    turn(site)
+
+    assert list(tagged(site, dead).values()) == [{}]
+    assert intents(site, "state", "look_ms") == [("pending", 4102444800000)]
+
+
+def test_what_gc_has_begun_within_the_grace_period_is_not_looked_at_at_every_turn(site: Site) -> None:
+    """Its date is the end of the site's grace period; until then it stays as it is, and the worker is idle."""
+    dead = site.run(site.experiment(), n_objects=1)
+    ruled(site, "--grace", "7d")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    # Ended half-way: a time budget, an interrupt.
+    site.execute("UPDATE artifact_gc_intents SET state = 'pending', look_ms = 0")
+
+    assert turn(site) == {}
+
+    ((state, look_ms, first_seen_ms),) = intents(site, "state", "look_ms", "first_seen_ms")
+    assert (state, look_ms) == ("pending", first_seen_ms + 7 * DAY_MS)
+    assert list(tagged(site, dead).values()) == [TAG]
+
+
+def test_a_hide_that_is_gone_through_again_ends_with_its_last_marker(site: Site) -> None:
+    """Killed after everything was hidden: the next sweep finds nothing to do, and still says when it ended."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=2)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    before = intents(site, "acted_until_ms")
+    site.execute("UPDATE artifact_gc_intents SET state = 'pending', acted_until_ms = NULL")
+
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+    assert intents(site, "acted_until_ms") == before
+
+
+def test_a_line_of_another_place_than_its_row_s_is_not_touched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a plan says: where an entity's artifacts lie, and below which root, its row says."""
+    experiment = site.experiment()
+    live, dead, other = (site.run(experiment, n_objects=2) for _ in range(3))
+    for one in (dead, other):
+        site.delete_run(one)
+    init(site, *NOW)
+    before = site.snapshot()
+
+    def altered(*arguments: Any, **named: Any) -> Reading:
+        found = read(*arguments, **named)
+        lines = {line.entity.id: line for line in found.decisions}
+        place = Location(site.bucket, site.key_of(site.artifact_uri(live)) + "/")
+        root = replace(lines[other], root=place.parent(2))
+        return replace(found, decisions=(replace(lines[dead], location=place), root))
+
+    monkeypatch.setattr(backlog, "read", altered)
+
+    assert outcomes(gc(site)) == {dead: "protected", other: "protected"}
+    assert site.snapshot().items == before.items

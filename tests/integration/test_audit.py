@@ -675,3 +675,13 @@ def test_other_errors_get_a_sentence_too(proxied_site: Site, tmp_path: Path) -> 
     ):
         ran = run("audit", "--backend-store-uri", uri)
         assert (ran.code, said in ran.err) == (code, True), ran.err
+
+
+def test_what_lies_in_a_run_s_folder_is_not_left_over(site: Site) -> None:
+    """An experiment's location may be a folder of a live run's: what looks like a vanished run there is that run's."""
+    live = site.run(site.experiment())
+    place = f"{site.key_of(site.artifact_uri(live))}/"
+    site.experiment(artifact_location=f"{site.artifact_uri(live)}/more")
+    site.client.put_object(Bucket=site.bucket, Key=f"{place}more/{new_id()}/artifacts/x", Body=b"x")
+
+    assert verdicts(report(site, "--min-object-age", "0s")) == {place: ("live", "")}
