@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc as collector
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,10 @@ class Ran:
 
 def run(*arguments: str, answer: str | None = None) -> Ran:
     """Run ``mlflow-artifact-gc`` with ``arguments``."""
-    result = CliRunner().invoke(main, list(arguments), input=answer, catch_exceptions=False)
+    try:
+        result = CliRunner().invoke(main, list(arguments), input=answer, catch_exceptions=False)
+    finally:
+        collector.unfreeze()  # A command freezes what it imported, and here everything else that there is beside it.
     return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import random
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,9 +32,12 @@ _WITHOUT_MARIADB = bool(os.environ.get(mariadb.WITHOUT))
 
 
 def pytest_configure() -> None:
-    """No test sends telemetry; MLflow decides that when it is imported."""
+    """No test sends telemetry, which MLflow decides when it is imported, and Ctrl-C is not ignored."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
+    # A shell starts what it puts in the background with Ctrl-C ignored, and the programs that tests start inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
