@@ -5,6 +5,7 @@ An MLflow database takes MLflow ten seconds to make, so each test gets a copy of
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import random
@@ -141,7 +142,18 @@ _NO_S3 = S3Server(endpoint="http://127.0.0.1:9", access_key="none", secret_key="
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(request: pytest.FixtureRequest) -> Path:
+def one_reading() -> Iterator[None]:
+    """MLflow reads all its migrations to find the newest schema: once, and not for each of the thousands of stores."""
+    from mlflow.store.db import utils
+
+    newest = functools.cache(utils._get_latest_schema_revision)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(utils, "_get_latest_schema_revision", newest)
+        yield
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(request: pytest.FixtureRequest, one_reading: None) -> Path:
     """A file with MLflow's empty tables; kept in pytest's cache for each version of MLflow."""
     import mlflow
 
@@ -167,7 +179,7 @@ def sqlite_uri(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def pg_template(pg: PostgresServer) -> str:
+def pg_template(pg: PostgresServer, one_reading: None) -> str:
     """The name of a PostgreSQL database with MLflow's empty tables."""
     _make_mlflow_tables(pg.create_database(_PG_TEMPLATE))
     return _PG_TEMPLATE
@@ -199,7 +211,7 @@ def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
 
 
 @pytest.fixture(scope="session")
-def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest) -> mariadb.Template:
+def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest, one_reading: None) -> mariadb.Template:
     """MLflow's empty tables; kept in pytest's cache for each version of MLflow and of MariaDB."""
     import mlflow
 
