@@ -43,7 +43,7 @@ _QUESTIONS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Wishes:
+class Wishes:
     """What the command line and the environment ask for, merged."""
 
     scope: Scope
@@ -59,6 +59,17 @@ class _Wishes:
 
 def run(**options: Any) -> None:
     """Carry out ``gc`` and leave with its exit code."""
+    command = asked_for(options)
+    code = command.run(dry_run=options["dry_run"], yes=options["yes"], budget_ms=options["time_budget"])
+    sys.exit(code)
+
+
+def asked_for(options: dict[str, Any]) -> Backlog:
+    """The backlog that the options of ``gc`` name.
+
+    Raises:
+        ArtifactGcError: as ``open_session`` does.
+    """
     settings = Settings.from_env()
     uri, note = backend_uri(options["backend_store_uri"], options["tracking_uri"])
     if note:
@@ -70,12 +81,10 @@ def run(**options: Any) -> None:
         unsafe_ignore_registry=options["unsafe_ignore_registry"],
     )
     wishes = _wishes(options, settings, session)
-    command = _Backlog(session, wishes, settings, json_output=options["output"] == "json")
-    code = command.run(dry_run=options["dry_run"], yes=options["yes"], budget_ms=options["time_budget"])
-    sys.exit(code)
+    return Backlog(session, wishes, settings, json_output=options["output"] == "json")
 
 
-def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> _Wishes:
+def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> Wishes:
     site = session.site
     older_than, min_age = options["older_than"], options["min_object_age"]
     grace_ms = never_below(site.grace_ms, settings.grace_ms) if older_than is None else older_than
@@ -95,7 +104,7 @@ def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> _W
         workspace=options["workspace"],
     )
     action = Action(options["action"]) if options["action"] else never_harsher(site.action, settings.action)
-    return _Wishes(
+    return Wishes(
         scope=scope,
         action=action or Action.PURGE,
         grace_ms=grace_ms,
@@ -112,8 +121,10 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-class _Backlog:
-    def __init__(self, session: Session, wishes: _Wishes, settings: Settings, *, json_output: bool) -> None:
+class Backlog:
+    """The backlog of one database, planned and swept as somebody wishes."""
+
+    def __init__(self, session: Session, wishes: Wishes, settings: Settings, *, json_output: bool) -> None:
         self._session, self._wishes, self._settings = session, wishes, settings
         self._json = json_output
         self._out = Output()

@@ -131,12 +131,57 @@ _stores = _with(
 )
 
 
+_planning = _with(
+    click.option(
+        "--older-than", type=DURATION, help="Deleted in MLflow at least so long ago.  [default: the site's grace]"
+    ),
+    click.option("--include-undated", is_flag=True, help="Also rows that do not say when they were deleted."),
+    click.option("--run-ids", type=_Ids(), default=(), help="Only these runs."),
+    click.option("--experiment-ids", type=_Ids(), default=(), help="Only what belongs to these experiments."),
+    click.option("--logged-model-ids", type=_Ids(), default=(), help="Only these logged models."),
+    click.option("--workspace", help="Only this workspace."),
+    click.option("--all-workspaces", is_flag=True, help="Every workspace; so it is without --workspace."),
+    click.option("--action", type=click.Choice(["purge", "hide", "tag"]), help="What to do.  [default: the site's]"),
+    click.option(
+        "--metadata",
+        type=click.Choice(["keep", "delete"]),
+        default="keep",
+        show_default=True,
+        help="Whether MLflow's rows go too, where the location is verified to be empty.",
+    ),
+    click.option(
+        "--measure", is_flag=True, help="Count objects and bytes before, also with --yes or beyond 10,000 locations."
+    ),
+    click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]"),
+    click.option(
+        "--min-object-age", type=DURATION, help="Younger objects postpone their location.  [default: the site's]"
+    ),
+    click.option(
+        "--max-share",
+        type=_Share(),
+        help="Brake: share of all entities, beyond 100 locations.  [default: 0.5]",
+    ),
+    click.option("--max-locations", type=click.IntRange(0), help="Brake: locations."),
+    click.option("--max-objects", type=click.IntRange(0), help="Brake: objects."),
+    click.option("--max-bytes", type=SIZE, help="Brake: bytes."),
+    click.option("--unsafe-ignore-registry", is_flag=True, help="Go on without knowing what the model registry needs."),
+    click.option("--tracking-uri", help="For old scripts: a database URI is taken as the backend store."),
+)
+
+
 def _require_database(uri: str | None) -> None:
     """Before anything heavy is imported."""
     if not uri:
         raise UsageError(
             "No database was named: give --backend-store-uri (or MLFLOW_BACKEND_STORE_URI) as 'mlflow server' has it"
         )
+
+
+def _require_plannable(options: dict[str, Any]) -> None:
+    """What ``_planning`` asks for makes sense."""
+    if options.pop("all_workspaces") and options["workspace"]:
+        raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
+    _require_database(options["backend_store_uri"] or options["tracking_uri"])
 
 
 @click.command(
@@ -189,41 +234,10 @@ Examples:
 """
 )
 @_stores
-@click.option(
-    "--older-than", type=DURATION, help="Deleted in MLflow at least so long ago.  [default: the site's grace]"
-)
-@click.option("--include-undated", is_flag=True, help="Also rows that do not say when they were deleted.")
-@click.option("--run-ids", type=_Ids(), default=(), help="Only these runs.")
-@click.option("--experiment-ids", type=_Ids(), default=(), help="Only what belongs to these experiments.")
-@click.option("--logged-model-ids", type=_Ids(), default=(), help="Only these logged models.")
-@click.option("--workspace", help="Only this workspace.")
-@click.option("--all-workspaces", is_flag=True, help="Every workspace; so it is without --workspace.")
-@click.option("--action", type=click.Choice(["purge", "hide", "tag"]), help="What to do.  [default: the site's]")
-@click.option(
-    "--metadata",
-    type=click.Choice(["keep", "delete"]),
-    default="keep",
-    show_default=True,
-    help="Whether MLflow's rows go too, where the location is verified to be empty.",
-)
+@_planning
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option(
-    "--measure", is_flag=True, help="Count objects and bytes before, also with --yes or beyond 10,000 locations."
-)
 @click.option("--time-budget", type=DURATION, help="Stop cleanly after so long; run again to go on.")
-@click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]")
-@click.option("--min-object-age", type=DURATION, help="Younger objects postpone their location.  [default: the site's]")
-@click.option(
-    "--max-share",
-    type=_Share(),
-    help="Brake: share of all entities, beyond 100 locations.  [default: 0.5]",
-)
-@click.option("--max-locations", type=click.IntRange(0), help="Brake: locations.")
-@click.option("--max-objects", type=click.IntRange(0), help="Brake: objects.")
-@click.option("--max-bytes", type=SIZE, help="Brake: bytes.")
-@click.option("--unsafe-ignore-registry", is_flag=True, help="Go on without knowing what the model registry needs.")
-@click.option("--tracking-uri", help="For old scripts: a database URI is taken as the backend store.")
 @click.option("--jobs", is_flag=True, hidden=True)
 @click.option("--job-ids", hidden=True)
 @click.option("--orphans", is_flag=True, hidden=True)
@@ -245,13 +259,10 @@ def gc(**options: Any) -> None:
             raise NotYetSupported(f"--{name.replace('_', '-')} is not part of this version yet")
     if options.pop("roots"):
         raise NotYetSupported("--root belongs to --orphans, which is not part of this version yet")
-    if options["workspace"] and options.pop("all_workspaces", False):
-        raise UsageError("--workspace and --all-workspaces exclude each other: give one of them")
-    _require_database(options["backend_store_uri"] or options["tracking_uri"])
+    _require_plannable(options)
     with _importing():
         from mlflow_artifact_gc.cli import backlog
 
-    options.pop("all_workspaces", None)
     options.pop("job_ids", None)
     backlog.run(**options)
 
