@@ -44,6 +44,12 @@ class TablesNotReady(ArtifactGcError):
     exit_code = 5
 
 
+class PlanRefused(ArtifactGcError):
+    """This plan file must not be applied: it is stale, altered, applied already or another database's."""
+
+    exit_code = 6
+
+
 class DatabaseUnusable(ArtifactGcError):
     """The database cannot be used."""
 

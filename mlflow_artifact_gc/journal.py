@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -17,10 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlflow_artifact_gc import database, hides, processes, protection
+from mlflow_artifact_gc.errors import PlanRefused
 from mlflow_artifact_gc.hides import Hide
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.quantities import show_instant
 from mlflow_artifact_gc.tables import intents, plans, roots, site
 
 _DETAIL: Final = 1000
@@ -716,9 +719,88 @@ def plan_started(connection: Connection, plan: Plan, digest: str, now_ms: int) -
 
 
 def plan_finished(connection: Connection, plan_id: str, outcomes: Mapping[Outcome, int], now_ms: int) -> None:
-    """Note the end of a plan, and how many locations ended how."""
-    counted = json.dumps({outcome.value: count for outcome, count in outcomes.items()})
+    """Note the end of a plan, and how many locations ended how, added to those that had ended before."""
+    before = applied(connection, plan_id)
+    counted = _counts(Counter(before.outcomes if before else {}) + Counter(outcomes))
     connection.execute(plans.update().where(plans.c.id == plan_id).values(finished_ms=now_ms, outcomes=counted))
+
+
+def _counts(outcomes: Mapping[Outcome, int]) -> str:
+    return json.dumps({outcome.value: count for outcome, count in outcomes.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """How a plan was carried out: ``finished_ms`` None where it has not ended, or its process died."""
+
+    digest: str
+    started_ms: int
+    finished_ms: int | None
+    actor: str
+    outcomes: Mapping[Outcome, int]
+
+    @property
+    def left(self) -> int:
+        """How many of its locations it was not done with."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome not in _ENDS)
+
+
+_ENDS: Final = frozenset(
+    {Outcome.SWEPT, Outcome.EMPTY, Outcome.WAITING, Outcome.PROTECTED, Outcome.RESTORED, Outcome.DROPPED}
+)
+"""After these there is nothing to go on with."""
+
+
+def applied(connection: Connection, plan_id: str, *, locked: bool = False) -> Applied | None:
+    """How a plan was carried out, or None where it was not; ``locked``: nobody else begins it meanwhile."""
+    query = sa.select(plans).where(plans.c.id == plan_id)
+    row = connection.execute(query.with_for_update() if locked else query).mappings().one_or_none()
+    if row is None:
+        return None
+    outcomes = {Outcome(name): int(count) for name, count in json.loads(row["outcomes"] or "{}").items()}
+    names = ("digest", "started_ms", "finished_ms", "actor")
+    return Applied(**{name: row[name] for name in names}, outcomes=outcomes)
+
+
+def require_unspent(before: Applied | None, digest: str) -> None:
+    """Raises PlanRefused where the plan of a file was carried out and is done with, or where it was another file."""
+    if before is None:
+        return
+    if before.digest != digest:
+        raise PlanRefused(
+            f"A plan of this id, and with other lines, was applied at {show_instant(before.started_ms)}: this file was "
+            "altered, make a new plan"
+        )
+    if before.finished_ms is not None and not before.left:
+        raise PlanRefused(
+            f"This plan was applied already, at {show_instant(before.finished_ms)} by {before.actor}: make a new plan"
+        )
+
+
+def file_started(connection: Connection, plan: Plan, *, digest: str, made_ms: int, now_ms: int) -> Applied | None:
+    """Note that what a plan file selects is being carried out; how it was before, if it was begun before.
+
+    Two that begin it at once meet in its row (IntegrityError: begin again).
+
+    Raises:
+        PlanRefused: it was carried out, and nothing of it is left.
+    """
+    before = applied(connection, plan.id, locked=True)
+    require_unspent(before, digest)
+    if before is None:
+        plan_started(connection, replace(plan, created_ms=made_ms), digest, now_ms)
+        return None
+    ended = _counts({outcome: count for outcome, count in before.outcomes.items() if outcome in _ENDS})
+    values = {"started_ms": now_ms, "finished_ms": None, "actor": actor(), "outcomes": ended}
+    connection.execute(plans.update().where(plans.c.id == plan.id).values(**values))
+    return before
+
+
+def done_by(connection: Connection, plan_id: str) -> frozenset[Location]:
+    """What a plan has swept, hidden or tagged."""
+    ends = intents.c.state.in_((State.SWEPT, State.CLOSED, State.WAITING))
+    query = sa.select(intents.c.bucket, intents.c.prefix).where(intents.c.plan_id == plan_id, ends)
+    return frozenset(Location(bucket, prefix) for bucket, prefix in connection.execute(query))
 
 
 def last_plan(connection: Connection) -> tuple[int, int | None] | None:

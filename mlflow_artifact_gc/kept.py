@@ -50,8 +50,9 @@ def measure(
     *,
     concurrency: int,
     stopped: Callable[[], bool],
+    note: bool = True,
 ) -> Kept:
-    """List them and note the sums for ``status``; what cannot be listed, or is too much, is left as it was known.
+    """List them and ``note`` the sums for ``status``; what cannot be listed, or is too much, is left as it was known.
 
     Raises:
         DatabaseUnusable: the sums cannot be noted.
@@ -69,6 +70,8 @@ def measure(
         return known(session, models)
     objects = sum(count for count, _ in sizes.values())
     size_bytes = sum(size for _, size in sizes.values())
+    if not note:
+        return Kept(models=len(models), objects=objects, size_bytes=size_bytes)
     with database.writing(session.engine) as connection:
         lease.measured(connection, objects=objects, size_bytes=size_bytes)
     return known(session, models)

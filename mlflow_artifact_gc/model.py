@@ -93,6 +93,7 @@ class Reason(StrEnum):
     SWEPT_BEFORE = "swept-before"
     WAITING = "waiting"
     UNDONE = "undone"
+    NOT_PLANNED = "not-planned"
     NOT_ON_S3 = "not-on-s3"
     OTHER_SERVER = "other-server"
     UNREADABLE = "unreadable"
@@ -116,6 +117,7 @@ _SENTENCES = {
     Reason.SWEPT_BEFORE: "already swept",
     Reason.WAITING: "hidden or tagged already: it waits for its bucket's lifecycle rule",
     Reason.UNDONE: "taken back with 'undo' (name its id, or restore it and delete it again)",
+    Reason.NOT_PLANNED: "due, but not in the plan file as it is now",
     Reason.NOT_ON_S3: "its artifacts are not on S3",
     Reason.OTHER_SERVER: "its URI names a host: perhaps another server's artifacts",
     Reason.UNREADABLE: "its URI names no bucket and key",
@@ -268,6 +270,8 @@ class Outcome(StrEnum):
     """At the fence, something live needed it."""
     RESTORED = "restored"
     """At the fence or between two batches, the entity was no longer deleted as planned."""
+    DROPPED = "dropped"
+    """A plan file has it as due, and when that was applied it was not due any more, or not as planned."""
     BUSY = "busy"
     """Another process is sweeping it."""
     FOREIGN = "foreign"

@@ -261,17 +261,17 @@ def read(
     include_undated: bool,
     again: bool,
     action: Action = Action.PURGE,
+    all_known: bool = True,
 ) -> Reading:
     """Read tombstones first and references after, and decide. A purge takes up also what is hidden or tagged.
 
     Raises:
-        UsageError: an id of ``scope`` is unknown or live.
+        UsageError: an id of ``scope`` is unknown or live; not without ``all_known``.
         ReferencesIncomplete, DatabaseUnusable: nothing may be touched.
     """
     with database.reading(session.engine) as connection:
         tracking = session.tracked.on(connection)
-        problems = tracking.known(scope)
-        if problems:
+        if all_known and (problems := tracking.known(scope)):
             raise UsageError("; ".join(problems))
         tombstones = tracking.tombstones()
         rows = tracking.entity_rows()

@@ -22,8 +22,10 @@ from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
 from mlflow_artifact_gc.model import Action, Decision, Entity, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.ownership import Roots
+from mlflow_artifact_gc.plan_files import PlanFile
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
 from mlflow_artifact_gc.purging import Purger
+from mlflow_artifact_gc.quantities import show_instant
 from mlflow_artifact_gc.surveying import Surveyor
 from mlflow_artifact_gc.tagging import Tagger
 
@@ -68,7 +70,10 @@ class Orders:
     """What to do beside the plan itself. ``deadline_s`` is on the monotonic clock."""
 
     delete_metadata: bool = False
-    scope: Scope = field(default_factory=Scope)
+    scope: Scope | None = field(default_factory=Scope)
+    """Whose experiments' own rows may go with ``delete_metadata``; None: nobody's."""
+    file: PlanFile | None = None
+    """The plan file that the plan was selected by: it is carried out once."""
     deadline_s: float | None = None
     on_result: Callable[[SweepResult], None] = lambda _result: None
     on_note: Callable[[str], None] = lambda _note: None
@@ -88,6 +93,7 @@ def sweep(plan: Plan, equipment: Equipment, orders: Orders, stop: threading.Even
 
     Raises:
         Refused: a brake trips; nothing was touched.
+        PlanRefused: the plan file was applied already; nothing was touched.
     """
     require_within_brakes(plan)
     with (
@@ -148,9 +154,7 @@ class _Sweep:
         for bucket in {line.location.bucket for line in self._due if line.location}:
             # Asked while the database is busy with the fence; the answer, or the error, is met again there.
             self._executor.submit(self._surveyor.versioning, bucket)
-        digest = self._plan.digest  # Takes a while: not while the database is locked.
-        with database.writing(self._engine) as connection:
-            journal.plan_started(connection, self._plan, digest, database.clock_ms(connection))
+        self._note_start()
         error: ArtifactGcError | None = None
         experiments: list[str] = []
         try:
@@ -159,7 +163,7 @@ class _Sweep:
                 self._busy_again()
             if self._orders.delete_metadata:
                 self._erase_late()
-            if self._orders.delete_metadata and not self._stopped():
+            if self._orders.delete_metadata and self._orders.scope is not None and not self._stopped():
                 experiments = self._erase().erase_experiments(self._orders.scope, self._plan.cutoff_ms)
         except ArtifactGcError as found:
             error = found
@@ -172,6 +176,28 @@ class _Sweep:
             for result in self._results
         )
         return Report(results=results, experiments_deleted=tuple(experiments), error=error)
+
+    def _note_start(self) -> None:
+        file = self._orders.file
+        if file is None:
+            digest = self._plan.digest  # Takes a while: not while the database is locked.
+            with database.writing(self._engine) as connection:
+                journal.plan_started(connection, self._plan, digest, database.clock_ms(connection))
+            return
+
+        def started(connection: Connection) -> journal.Applied | None:
+            made_ms, now_ms = file.plan.created_ms, database.clock_ms(connection)
+            return journal.file_started(connection, self._plan, digest=file.digest, made_ms=made_ms, now_ms=now_ms)
+
+        before = database.written(self._engine, started)
+        if before is None:
+            return
+        when = f"at {show_instant(before.started_ms)} by {before.actor}"
+        self._orders.on_note(
+            f"This plan was begun {when} and has not ended: going on with it, beside that process if it still runs."
+            if before.finished_ms is None
+            else f"This plan was applied {when}, which left {before.left:,} of its locations: going on with them."
+        )
 
     def _give_back(self) -> None:
         """Claims that no result has ended: the fence failed, or the process is about to end."""

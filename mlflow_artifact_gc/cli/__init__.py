@@ -8,7 +8,20 @@ from typing import Any
 import click
 
 from mlflow_artifact_gc import __version__
-from mlflow_artifact_gc.cli.commands import audit, demo, gc, hold, init, lifecycle, status, undo, worker
+from mlflow_artifact_gc.cli.commands import (
+    apply_plan,
+    audit,
+    demo,
+    gc,
+    hold,
+    init,
+    lifecycle,
+    plan,
+    show_plan,
+    status,
+    undo,
+    worker,
+)
 from mlflow_artifact_gc.errors import ArtifactGcError
 
 _EXIT_CODES = """\b
@@ -19,6 +32,7 @@ Exit codes:
   3    some location failed or its state is unknown
   4    refused: a brake, no terminal and no --yes, or the answer was no
   5    our tables are absent, older or newer than this version
+  6    the plan is stale, altered, applied already or another database's
   130  interrupted, cleanly
 """
 
@@ -56,5 +70,5 @@ def main() -> None:
     """
 
 
-for _command in (init, audit, gc, status, hold, undo, worker, lifecycle, demo):
+for _command in (init, audit, gc, plan, show_plan, apply_plan, status, hold, undo, worker, lifecycle, demo):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""``gc``: plan, show, confirm, sweep, report."""
+"""``gc``: plan, show, confirm, sweep, report; and the same for what a plan file has selected."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import bucket_rules, database, kept, partly, planning, s3, settling, surveying, sweeping
+from mlflow_artifact_gc import (
+    applying,
+    bucket_rules,
+    database,
+    journal,
+    kept,
+    partly,
+    planning,
+    s3,
+    settling,
+    surveying,
+    sweeping,
+)
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output, ask
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
@@ -24,12 +36,14 @@ from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
 from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.plan_files import PlanFile
 from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
 from mlflow_artifact_gc.quantities import show_duration
 from mlflow_artifact_gc.session import Session, backend_uri, open_session, places_beside, read
 
-_CONCURRENCY: Final = 16
+CONCURRENCY: Final = 16
 _MEASURED_LOCATIONS: Final = 10_000
+_BEFORE_SETTINGS: Final = ("action", "older_than", "min_object_age", "max_share", "max_objects", "max_bytes")
 _EXIT_FAILED: Final = 3
 _EXIT_PAUSED: Final = 1
 _EXIT_INTERRUPTED: Final = 130
@@ -55,6 +69,12 @@ class Wishes:
     delete_metadata: bool
     measure: bool
     unsafe: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    """Which options were named of those that come before the site's settings and the environment's."""
+    note: bool = True
+    """Whether what is found out beside the plan may be noted for ``status``."""
+    file: PlanFile | None = None
+    """The plan file that selects what is swept."""
 
 
 def run(**options: Any) -> None:
@@ -64,23 +84,23 @@ def run(**options: Any) -> None:
     sys.exit(code)
 
 
-def asked_for(options: dict[str, Any]) -> Backlog:
-    """The backlog that the options of ``gc`` name.
+def asked_for(options: dict[str, Any], *, note: bool = True) -> Backlog:
+    """The backlog that the options of ``gc`` name; ``note``: what is found out beside it is noted for ``status``.
 
     Raises:
         ArtifactGcError: as ``open_session`` does.
     """
     settings = Settings.from_env()
-    uri, note = backend_uri(options["backend_store_uri"], options["tracking_uri"])
-    if note:
-        click.echo(note, err=True)
+    uri, remark = backend_uri(options["backend_store_uri"], options["tracking_uri"])
+    if remark:
+        click.echo(remark, err=True)
     session = open_session(
         backend_store_uri=uri,
         registry_store_uri=options["registry_store_uri"],
         artifacts_destination=options["artifacts_destination"],
         unsafe_ignore_registry=options["unsafe_ignore_registry"],
     )
-    wishes = _wishes(options, settings, session)
+    wishes = replace(_wishes(options, settings, session), note=note)
     return Backlog(session, wishes, settings, json_output=options["output"] == "json")
 
 
@@ -109,11 +129,12 @@ def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> Wi
         action=action or Action.PURGE,
         grace_ms=grace_ms,
         limits=limits,
-        concurrency=_first(options["concurrency"], settings.concurrency, _CONCURRENCY),
+        concurrency=_first(options["concurrency"], settings.concurrency, CONCURRENCY),
         include_undated=options["include_undated"],
         delete_metadata=options["metadata"] == "delete",
         measure=options["measure"],
         unsafe=("--unsafe-ignore-registry",) if options["unsafe_ignore_registry"] else (),
+        given=tuple(f"--{name.replace('_', '-')}" for name in _BEFORE_SETTINGS if options[name] is not None),
     )
 
 
@@ -133,6 +154,21 @@ class Backlog:
         self._kept = kept.Kept(models=0)
         self._untaken: tuple[str, ...] = ()
         self._partly: tuple[partly.Partly, ...] = ()
+        self._selection: applying.Selection | None = None
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
+    def wishes(self) -> Wishes:
+        return self._wishes
+
+    def plan(self) -> Plan | None:
+        """The plan, measured as ``gc --dry-run`` does; None where it was interrupted. Writes nothing."""
+        with self._interruptible():
+            plan, _dense = self._plan(needs_sizes=True, deadline_s=None)
+        return None if self._stop.is_set() else plan
 
     def run(self, *, dry_run: bool, yes: bool, budget_ms: int | None) -> int:
         started = time.monotonic()
@@ -144,12 +180,13 @@ class Backlog:
             if self._stop.is_set():
                 return self._report(plan, sweeping.Report(results=()), started)
             if not self._json:
-                self._show(plan)
-            if dry_run or not plan.due:
+                self.show(plan)
+            # Of a plan file it is noted that it was applied, also where nothing of it is left.
+            if dry_run or not (plan.due or self._selection):
                 if self._json:
-                    self._print_document(plan, sweeping.Report(results=()), code=0)
+                    self._print_document(plan, sweeping.Report(results=self._dropped), code=0)
                 return 0
-            require_within_brakes(plan)
+            self._require_within_brakes(plan)
             self._require_fit_buckets(plan, asks=not yes and sys.stdin.isatty())
             if not yes:
                 self._confirm(plan)
@@ -218,6 +255,8 @@ class Backlog:
         with database.reading(self._session.engine) as connection:
             now_ms = database.clock_ms(connection)
         cutoff_ms = now_ms - wishes.grace_ms
+        if wishes.file:
+            cutoff_ms = min(cutoff_ms, wishes.file.plan.cutoff_ms)
         found = read(
             self._session,
             wishes.scope,
@@ -225,9 +264,11 @@ class Backlog:
             include_undated=wishes.include_undated,
             again=wishes.delete_metadata,
             action=wishes.action,
+            # What a plan file named may have been restored since.
+            all_known=wishes.file is None,
         )
         plan = Plan(
-            id=str(uuid.uuid4()),
+            id=wishes.file.plan.id if wishes.file else str(uuid.uuid4()),
             created_ms=now_ms,
             cutoff_ms=cutoff_ms,
             action=wishes.action,
@@ -237,6 +278,8 @@ class Backlog:
             unsafe=wishes.unsafe,
             decisions=found.decisions,
         )
+        if wishes.file:
+            plan = self._selected(plan, wishes.file, found.facts)
         dense = planning.dense_parents(plan.due, found.rows)
         measures = self._measures(plan, needs_sizes=needs_sizes)
         self._kept = kept.known(self._session, found.kept_models)
@@ -247,10 +290,21 @@ class Backlog:
                 self._connected,
                 concurrency=wishes.concurrency,
                 stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
+                note=wishes.note,
             )
         if needs_sizes or wishes.measure:
             self._partly = self._measured_parts(planning.partly_needed(plan.decisions, found.facts))
         return (self._measured(plan, dense) if measures else plan), dense
+
+    def _selected(self, plan: Plan, file: PlanFile, facts: planning.Facts) -> Plan:
+        with database.reading(self._session.engine) as connection:
+            done = journal.done_by(connection, plan.id)
+        self._selection = applying.select(file, plan, undone_ms=facts.undone_ms, done=done)
+        return self._selection.plan
+
+    @property
+    def _dropped(self) -> tuple[SweepResult, ...]:
+        return self._selection.dropped if self._selection else ()
 
     def _measured_parts(self, needed: Mapping[Location, Sequence[Location]]) -> tuple[partly.Partly, ...]:
         if not needed or (len(needed) > _MEASURED_LOCATIONS and not self._wishes.measure):
@@ -290,7 +344,12 @@ class Backlog:
 
     # Showing and asking
 
-    def _show(self, plan: Plan) -> None:
+    def show(self, plan: Plan) -> None:
+        """For people: what would go and what stays, and why."""
+        if self._wishes.file and self._selection:
+            render.show_selection(self._out, self._wishes.file, plan, self._selection)
+            render.show_brakes(self._out, self._tripped(plan))
+            return
         if not plan.decisions:
             where = "what was named" if self._wishes.scope != Scope() else "this database"
             self._out.print(f"Nothing in {where} is deleted: there is nothing to do.")
@@ -299,8 +358,21 @@ class Backlog:
         if self._kept.models:
             self._out.print(render.kept_models(self._kept))
         render.show_partly(self._out, self._partly)
-        for tripped in brakes(plan):
-            self._out.print(tripped, style="red")
+        render.show_brakes(self._out, brakes(plan))
+
+    def _tripped(self, plan: Plan) -> list[str]:
+        """The brakes of a plan file, and those of what is left of it now."""
+        return (brakes(self._wishes.file.plan) if self._wishes.file else []) or brakes(plan)
+
+    def _require_within_brakes(self, plan: Plan) -> None:
+        if self._wishes.file is None:
+            require_within_brakes(plan)
+            return
+        if tripped := self._tripped(plan):
+            raise Refused(
+                f"Refused, and nothing was touched: {'; '.join(tripped)}. The limits are the plan's: make a new one, "
+                "with the limit raised"
+            )
 
     def _confirm(self, plan: Plan) -> None:
         if not sys.stdin.isatty():
@@ -327,6 +399,7 @@ class Backlog:
             dense=dense,
             others=places_beside(self._session, plan.due),
             missing_rule=bucket_rules.missing(self._session.site, self._connected(), plan),
+            noted_since_ms=self._wishes.file.plan.created_ms if self._wishes.file else None,
         )
         with Meter("Sweeping", len(plan.due)) as meter:
 
@@ -335,15 +408,19 @@ class Backlog:
 
             orders = sweeping.Orders(
                 delete_metadata=self._wishes.delete_metadata,
-                scope=self._wishes.scope,
+                scope=applying.experiments(self._wishes.file) if self._wishes.file else self._wishes.scope,
+                file=self._wishes.file,
                 deadline_s=deadline_s,
                 on_result=seen,
                 on_note=meter.note,
             )
-            return sweeping.sweep(plan, equipment, orders, self._stop)
+            report = sweeping.sweep(plan, equipment, orders, self._stop)
+        return replace(report, results=(*report.results, *self._dropped))
 
     def _print_document(self, plan: Plan, report: sweeping.Report, *, code: int) -> None:
         document = render.report_document(plan, report, self._kept, code=code)
+        if self._wishes.file and self._selection:
+            document |= render.selection_document(self._wishes.file, self._selection)
         render.print_json({**document, "partly_needed": render.partly_document(self._partly)})
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:

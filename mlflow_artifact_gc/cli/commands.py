@@ -269,6 +269,87 @@ def gc(**options: Any) -> None:
 
 @click.command(
     epilog="""\b
+Examples:
+  mlflow-artifact-gc plan -o plan.jsonl --backend-store-uri sqlite:///mlflow.db
+  mlflow-artifact-gc plan -o plan.jsonl --older-than 90d --experiment-ids 7
+"""
+)
+@_stores
+@_planning
+@click.option(
+    "-o",
+    "--output",
+    "output_file",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the plan there; - is standard output.",
+)
+@_format
+def plan(**options: Any) -> None:
+    """Decide as 'gc' does, and write the plan to a file: for a second person to 'show', and for 'apply'.
+
+    Shows what 'gc --dry-run' shows. Writes the file and nothing else.
+    """
+    _require_plannable(options)
+    with _importing():
+        from mlflow_artifact_gc.cli import plans
+
+    plans.make(**options)
+
+
+_plan_file = click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+
+
+@click.command(
+    "show",
+    epilog="""\b
+Example:
+  mlflow-artifact-gc show plan.jsonl
+""",
+)
+@_plan_file
+@_format
+def show_plan(*, file: str, output: str) -> None:
+    """Show what a plan file would do, and that it is as it was written. Needs no database."""
+    from mlflow_artifact_gc.cli import plan_file
+
+    plan_file.show(file, json_output=output == "json")
+
+
+@click.command(
+    "apply",
+    epilog="""\b
+Examples:
+  mlflow-artifact-gc apply plan.jsonl --backend-store-uri sqlite:///mlflow.db --dry-run
+  mlflow-artifact-gc apply plan.jsonl --backend-store-uri sqlite:///mlflow.db
+""",
+)
+@_plan_file
+@_stores
+@click.option("--dry-run", is_flag=True, help="Show what is left of the plan, and stop.")
+@click.option(
+    "--max-plan-age", type=DURATION, default="7d", show_default=True, help="Refuse a plan that was made longer ago."
+)
+@click.option("--time-budget", type=DURATION, help="Stop cleanly after so long; apply it again to go on.")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Requests at a time.  [default: 16]")
+@click.option("--unsafe-ignore-registry", is_flag=True, help="As for 'gc'; only where the plan was made with it too.")
+@_format
+def apply_plan(**options: Any) -> None:
+    """Carry out a plan file, once, without asking; interrupted, it goes on when it is applied again.
+
+    Everything is decided anew, and the file only selects: what is not due any more, or not as it was planned, is
+    dropped and reported; what is due by now and is not in the file stays.
+    """
+    _require_database(options["backend_store_uri"])
+    with _importing():
+        from mlflow_artifact_gc.cli import plans
+
+    plans.apply(**options)
+
+
+@click.command(
+    epilog="""\b
 Example:
   mlflow-artifact-gc status --backend-store-uri sqlite:///mlflow.db
 """

@@ -45,7 +45,7 @@ _STATES: Final = {
 def add(*, output: str, **options: Any) -> None:
     """Carry out ``hold add``."""
     kind, targets = _targets(options)
-    reason, author = _text("reason", options["reason"]), _author(options["author"])
+    reason, author = _text("reason", options["reason"]), author_of(options["author"])
     if options["workspace"] and kind is not HoldKind.REGISTERED_MODEL:
         raise UsageError("--workspace narrows down --registered-model alone: ids and locations have one place each")
     engine, site = _opened(options["backend_store_uri"])
@@ -101,7 +101,8 @@ def _text(name: str, given: str) -> str:
     return text
 
 
-def _author(given: str | None) -> str:
+def author_of(given: str | None) -> str:
+    """Who does this: as it was given, else the user of the operating system."""
     if given is not None:
         return _text("author", given)
     try:
@@ -190,7 +191,7 @@ def _wake(connection: Connection, ids: Iterable[int]) -> None:
 def release(*, output: str, **options: Any) -> None:
     """Carry out ``hold rm``."""
     ids = _numbers(options["numbers"])
-    author = _author(options["author"])
+    author = author_of(options["author"])
     engine, _ = _opened(options["backend_store_uri"])
 
     def statements(connection: Connection) -> tuple[list[Hold], list[Hold]]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mlflow_artifact_gc.cli.output import Grid, Output
-from mlflow_artifact_gc.kept import Kept
+from mlflow_artifact_gc.locations import without_secrets
 from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Verdict
-from mlflow_artifact_gc.partly import Partly
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
-from mlflow_artifact_gc.restoring import Restored
-from mlflow_artifact_gc.sweeping import Report
+
+if TYPE_CHECKING:
+    from mlflow_artifact_gc.applying import Selection
+    from mlflow_artifact_gc.kept import Kept
+    from mlflow_artifact_gc.partly import Partly
+    from mlflow_artifact_gc.plan_files import PlanFile, Terms
+    from mlflow_artifact_gc.restoring import Restored
+    from mlflow_artifact_gc.sweeping import Report
 
 SCHEMA: Final = 1
 _LINES: Final = 20
@@ -30,8 +36,8 @@ def print_json(document: Mapping[str, Any]) -> None:
 # Plans
 
 
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan, every line of it."""
+def plan_document(plan: Plan, digest: str | None = None) -> dict[str, Any]:
+    """A plan, every line of it; with the digest of the file that it is in, if it is in one."""
     totals = plan.totals
     return {
         "id": plan.id,
@@ -41,7 +47,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "database_id": plan.database_id,
         "entity_rows": plan.entity_rows,
         "unsafe": list(plan.unsafe),
-        "digest": plan.digest,
+        "digest": digest or plan.digest,
         "totals": {
             "locations": totals.locations,
             "due": totals.due,
@@ -59,7 +65,7 @@ def _decision_document(line: Decision) -> dict[str, Any]:
         "id": line.entity.id,
         "experiment_id": line.entity.experiment_id,
         "workspace": line.entity.workspace,
-        "uri": line.uri,
+        "uri": without_secrets(line.uri),
         "location": line.location.uri if line.location else None,
         "deleted_ms": line.deleted_ms,
         "verdict": line.verdict.value,
@@ -85,6 +91,12 @@ def show_plan(out: Output, plan: Plan, *, older_than_ms: int, grace_ms: int) -> 
     if keep:
         _show_keep(out, keep)
     _show_totals(out, plan)
+
+
+def show_brakes(out: Output, tripped: Iterable[str]) -> None:
+    """Why a plan would be refused, a line for each brake."""
+    for sentence in tripped:
+        out.print(sentence, style="red")
 
 
 def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
@@ -145,11 +157,111 @@ REASON_WORDS: Final = {
     Reason.SWEPT_BEFORE: "swept before",
     Reason.WAITING: "hidden or tagged",
     Reason.UNDONE: "taken back",
+    Reason.NOT_PLANNED: "not in the plan file as they are now",
     Reason.NOT_ON_S3: "not on S3",
     Reason.OTHER_SERVER: "of another server",
     Reason.UNREADABLE: "with an unreadable URI",
     Reason.LAYOUT: "of another layout",
 }
+
+
+# Plan files
+
+
+def terms_document(file: PlanFile) -> dict[str, Any]:
+    """What the header of a plan file has beside the plan."""
+    terms = file.terms
+    return {
+        "by": terms.by,
+        "given": list(terms.given),
+        "grace_ms": terms.grace_ms,
+        "include_undated": terms.include_undated,
+        "metadata": "delete" if terms.delete_metadata else "keep",
+        "scope": asdict(terms.scope),
+        "limits": asdict(file.plan.limits),
+    }
+
+
+def show_terms(out: Output, file: PlanFile) -> None:
+    """Who made a plan file, when, for which database, and what it is to do."""
+    plan, terms = file.plan, file.terms
+    rows = " and deletes their rows" if terms.delete_metadata else ""
+    out.print(f"Plan {plan.id} of {show_instant(plan.created_ms)}, by {terms.by}, for database {plan.database_id}.")
+    out.print(
+        f"It {_DOES[plan.action]}{rows}; made with {', '.join(_options(plan, terms)) or 'the settings of the site'}."
+    )
+
+
+_DOES: Final = {
+    Action.PURGE: "purges",
+    Action.HIDE: "hides",
+    Action.TAG: "tags for expiry",
+}
+
+
+def _options(plan: Plan, terms: Terms) -> Iterator[str]:
+    """The command line that the plan was made with, as far as it decides something."""
+    limits, scope = plan.limits, terms.scope
+    values = {
+        "--action": plan.action.value,
+        "--older-than": show_duration(terms.grace_ms),
+        "--min-object-age": show_duration(limits.min_object_age_ms),
+        "--max-share": f"{limits.max_share:g}",
+        "--max-objects": show_count(limits.max_objects),
+        "--max-bytes": show_size(limits.max_bytes),
+    }
+    yield from (f"{name} {value}" for name, value in values.items() if name in terms.given)
+    if limits.max_locations is not None:
+        yield f"--max-locations {limits.max_locations:,}"
+    ids = {
+        "--run-ids": scope.run_ids,
+        "--experiment-ids": scope.experiment_ids,
+        "--logged-model-ids": scope.logged_model_ids,
+    }
+    yield from (f"{name} ({len(some):,})" for name, some in ids.items() if some)
+    if scope.workspace is not None:
+        yield f"--workspace {scope.workspace}"
+    if terms.include_undated:
+        yield "--include-undated"
+    yield from plan.unsafe
+
+
+def show_selection(out: Output, file: PlanFile, plan: Plan, selection: Selection) -> None:
+    """Of a plan file what is to be swept now, by ``plan``, and what was dropped."""
+    show_terms(out, file)
+    out.print("")
+    due = sorted(plan.due, key=_plan_order)
+    if due:
+        _show_sweep(out, due)
+    if selection.dropped:
+        grid = Grid("dropped", "deleted", "why")
+        for result in selection.dropped[:_LINES]:
+            line = result.decision
+            grid.add_row(str(line.entity), show_minute(line.deleted_ms), result.detail, style="yellow")
+        _show_table(out, grid, cut=len(selection.dropped) - _LINES)
+    counts = [f"{len(due):,} to sweep"]
+    counts += [f"{selection.done:,} done before"] if selection.done else []
+    counts += [f"{len(selection.dropped):,} dropped, no longer as planned"] if selection.dropped else []
+    out.print(
+        f"Of the {plural(file.plan.totals.due, 'location')} that the plan has as due: {', '.join(counts)}.",
+        style="bold",
+    )
+
+
+def selection_document(file: PlanFile, selection: Selection) -> dict[str, Any]:
+    """The same as a document."""
+    return {
+        "command": "apply",
+        "file": {
+            "id": file.plan.id,
+            "created_ms": file.plan.created_ms,
+            "digest": file.digest,
+            "due": file.plan.totals.due,
+            **terms_document(file),
+        },
+        "dropped": len(selection.dropped),
+        "done_before": selection.done,
+    }
 
 
 # Results
@@ -267,7 +379,8 @@ def _waiting(results: Sequence[SweepResult], plan_id: str) -> Iterator[str]:
             yield f"{done} {plural(len(some), 'location')} ({much}): {then.format(plan_id)}"
 
 
-_QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING})
+# What was dropped stands in the plan that was shown before.
+_QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING, Outcome.DROPPED})
 _WAITING_WORDS: Final = {
     Action.HIDE: ("Hid", "until a noncurrent rule of the bucket removes them, 'undo --plan {}' brings them back."),
     Action.TAG: (
@@ -280,6 +393,7 @@ _OUTCOME_WORDS: Final = {
     Outcome.POSTPONED: "postponed",
     Outcome.PROTECTED: "protected at the last look",
     Outcome.RESTORED: "restored meanwhile",
+    Outcome.DROPPED: "dropped, no longer as planned",
     Outcome.BUSY: "being swept by another process",
     Outcome.FOREIGN: "under another database's root",
     Outcome.STOPPED: "not reached: run it again",

@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "expiry_tag", "locations", "model", "prices", "quantities"},
-    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning"},
+    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning", "plan_files", "applying"},
     {
         "config",
         "tables",
