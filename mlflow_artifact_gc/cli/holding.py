@@ -17,7 +17,7 @@ from mlflow_artifact_gc.errors import NotOnS3, TablesNotReady, UnreadableUri, Us
 from mlflow_artifact_gc.keeping import Hold, HoldKind
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Location, proxied_path
 from mlflow_artifact_gc.quantities import parse_end, show_instant, show_minute, show_until
-from mlflow_artifact_gc.session import open_engine, open_registry, readable_destination
+from mlflow_artifact_gc.session import open_engine, open_registry, readable_destination, same_destination
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -128,7 +128,7 @@ def _require_known(
     match kind:
         case HoldKind.LOCATION:
             for target in targets:
-                _require_place(target, options["artifacts_destination"] or site.artifacts_destination)
+                _require_place(target, options["artifacts_destination"], site.artifacts_destination)
             return
         case HoldKind.REGISTERED_MODEL:
             unknown = _unknown_models(engine, site, targets, options)
@@ -151,11 +151,17 @@ def _unknown_models(engine: Engine, site: journal.Site, names: Sequence[str], op
     return [name for name in names if name not in known]
 
 
-def _require_place(uri: str, destination_uri: str | None) -> None:
+def _require_place(uri: str, given: str | None, of_site: str | None) -> None:
     """A location need not be there; but what it means must be known, or it would hold back everything."""
-    destination = readable_destination(destination_uri)
+    destination = readable_destination(given or of_site)
     try:
         path = proxied_path(uri)
+        if path is not None and given and of_site and not same_destination(given, of_site):
+            # Whoever reads the hold takes the site's: another place would be kept than was meant.
+            raise UsageError(
+                f"--artifacts-destination {given} is not the site's ({of_site}), by which {uri!r} is read: leave it "
+                "out, or name the location as s3://bucket/folder"
+            )
         if path is None:
             Location.parse(uri, destination)
         elif not destination.every_reading(path, DEFAULT_WORKSPACE):
