@@ -49,6 +49,7 @@ _NEEDED: Final = {
     "trace_request_metadata": ("request_id", "key", "value"),
     "entity_associations": ("source_type", "source_id", "destination_type", "destination_id"),
     "model_versions": ("name", "version", "source", "current_stage"),
+    "registered_models": ("name",),
     "registered_model_aliases": ("name", "version", "alias"),
     "registered_model_tags": ("name", "key", "value"),
     "model_version_tags": ("name", "version", "key", "value"),
@@ -116,7 +117,13 @@ _TRACKING: Final = (
     "entity_associations",
     "artifact_gc_holds",
 )
-_REGISTRY: Final = ("model_versions", "registered_model_aliases", "registered_model_tags", "model_version_tags")
+_REGISTRY: Final = (
+    "model_versions",
+    "registered_models",
+    "registered_model_aliases",
+    "registered_model_tags",
+    "model_version_tags",
+)
 
 
 class Tracking:
@@ -872,6 +879,7 @@ class Registry:
         self._by_name: defaultdict[str, list[_Version]] = defaultdict(list)
         for version in self._versions():
             self._by_name[version.name].append(version)
+        self._models = self._read_models()
         self._aliases = self._read_aliases()
         self._kept = list(self._read_keep_tags())
 
@@ -890,6 +898,15 @@ class Registry:
         for of_workspace, name, version, stage, *texts in self._connection.execute(query):
             named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
             yield _Version(of_workspace, name, version, stage == _DELETED_VERSION, named)
+
+    def _read_models(self) -> set[tuple[str, str]]:
+        """Workspace and name of each registered model."""
+        table = self._columns.table("registered_models")
+        has_workspace = self._columns.has("registered_models", "workspace")
+        workspace = table.c.workspace if has_workspace else sa.literal(DEFAULT_WORKSPACE)
+        return {
+            (of_workspace, name) for of_workspace, name in self._connection.execute(sa.select(workspace, table.c.name))
+        }
 
     def _read_aliases(self) -> dict[tuple[str, str, int], list[str]]:
         found: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
@@ -933,7 +950,17 @@ class Registry:
         return found + [one for holder, version in self._kept for one in self._pointed_at(version, holder)]
 
     def held(self, hold: Hold) -> list[Reference]:
-        """What a hold on a registered model protects: what its versions point at, deleted ones too."""
+        """What a hold on a registered model protects: what its versions point at, deleted ones too.
+
+        Raises:
+            ReferencesIncomplete: it has another name by now, or is gone: what it kept is not known.
+        """
+        if not any(name == hold.target and hold.workspace in (None, of) for of, name in self._models):
+            where = f" in workspace {hold.workspace}" if hold.workspace else ""
+            raise ReferencesIncomplete(
+                f"What {hold.holder} keeps is not known: there is no registered model {hold.target}{where} any more. "
+                f"If it was renamed, put a hold on its new name; then run 'mlflow-artifact-gc hold rm {hold.id}'"
+            )
         versions = [
             version for version in self._by_name.get(hold.target, ()) if hold.workspace in (None, version.workspace)
         ]
@@ -1005,7 +1032,7 @@ def gather(tracking: Tracking, registry: Registry | None) -> list[Reference]:
     """Everything that protects: both databases' rows, what they lead to, and what people want kept.
 
     Raises:
-        ReferencesIncomplete: a hold on a registered model cannot be read without the registry.
+        ReferencesIncomplete: what a hold on a registered model keeps is not known.
     """
     found = [*tracking.references(), *(registry.references() if registry else ())]
     found += [*tracking.kept_by_tags(), *tracking.held()]

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from tests.command import init
-from tests.integration.test_holds import hold
+import pytest
+
+from tests.command import NOW, gc, init, outcomes, run
+from tests.integration.test_holds import MakeSite, _registered_and_deleted, hold, put
+from tests.servers import S3Server
 from tests.site import Site
+from tests.working import left
+
+
+@pytest.fixture
+def moto_site(sqlite_uri: str, moto_s3: S3Server, moto_bucket: str, make_site: MakeSite) -> Site:
+    """SQLite and moto."""
+    return make_site(Site.direct(sqlite_uri, moto_s3, moto_bucket))
+
+
+def test_a_hold_on_a_registered_model_that_was_renamed_keeps_all(moto_site: Site) -> None:
+    """What it keeps is not known any more: nothing goes until the hold is put on anew, or released."""
+    site = moto_site
+    held, free = (site.run(site.experiment(), n_objects=1) for _ in range(2))
+    _registered_and_deleted(site, "churn", held)
+    for dead in (held, free):
+        site.delete_run(dead)
+    init(site)
+    number = put(site, "--registered-model", "churn")
+    site.registry.rename_registered_model("churn", "churn-eu")
+    refused = run("gc", "--backend-store-uri", site.uri, "--yes", *NOW)
+
+    assert refused.code == 1
+    assert f"hold rm {number}" in refused.err
+    assert len(left(site, held)) == 1
+    put(site, "--registered-model", "churn-eu")
+    hold(site, "rm", number)
+    assert outcomes(gc(site)) == {free: "swept"}
 
 
 def test_a_proxied_location_is_held_where_the_site_has_it(proxied_site: Site) -> None:
