@@ -425,7 +425,7 @@ class Tracking:
                     yield Reference(holder=hold.holder, text=hold.target)
                 case HoldKind.REGISTERED_MODEL:
                     pass
-        for query, run_id in self._gone_traces_of_runs():
+        for query, run_id in self._traces_of_runs():
             for ids in _chunks(sorted(of_runs)):
                 for trace_id, of_run in self._connection.execute(query.where(run_id.in_(ids))):
                     yield Reference(holder=of_runs[of_run], text=trace_id)
@@ -438,23 +438,42 @@ class Tracking:
             runs = tags.join(self._runs, self._runs.c.run_uuid == tags.c.run_uuid)
             query = sa.select(tags.c.run_uuid, tags.c.run_uuid, tags.c.value).select_from(runs)
             yield from self._tagged("run", query.where(keep, self._runs.c.lifecycle_stage == DELETED))
-            for traces, run_id in self._gone_traces_of_runs():
-                query = traces.join(tags, tags.c.run_uuid == run_id).where(keep)
+            for traces, run_id in self._traces_of_runs():
+                query = traces.join(tags, tags.c.run_uuid == run_id).where(keep, self._experiment_deleted)
                 yield from self._tagged("run", query.add_columns(tags.c.value))
         if self._columns.has("experiment_tags"):
             yield from self.kept_experiments()
         yield from self._kept_models(tags)
         yield from self._kept_traces()
 
-    def keep_tags_of(self, run_ids: Iterable[str]) -> list[Reference]:
-        """What the keep tags of these runs protect, live ones too."""
+    def keep_tags_of(self, entities: Iterable[Entity]) -> list[Reference]:
+        """What the keep tags of these, and of the runs that they were made in, protect: live ones too."""
         tags = self._columns.table("tags")
-        found: list[Reference] = []
+        wanted = _ids_by_kind(entities)
+        queries: list[tuple[EntityKind, str, sa.Select[Any]]] = []
         if self._columns.has("tags"):
-            for ids in _chunks(sorted(set(run_ids))):
-                query = sa.select(tags.c.run_uuid, tags.c.run_uuid, tags.c.value)
-                found += self._tagged("run", query.where(tags.c.key == KEEP, tags.c.run_uuid.in_(ids)))
-        return found
+            keep = tags.c.key == KEEP
+            own = sa.select(tags.c.run_uuid.label("id"), tags.c.run_uuid, tags.c.value).where(keep)
+            queries.append((EntityKind.RUN, "run", own))
+            if self._columns.has("logged_models"):
+                models = self._columns.table("logged_models")
+                made = models.join(tags, tags.c.run_uuid == models.c.source_run_id)
+                of_run = sa.select(models.c.model_id.label("id"), tags.c.run_uuid, tags.c.value).select_from(made)
+                queries.append((EntityKind.LOGGED_MODEL, "run", of_run.where(keep)))
+            for traces, run_id in self._traces_of_runs():
+                of_run = traces.join(tags, tags.c.run_uuid == run_id).where(keep).add_columns(tags.c.value)
+                queries.append((EntityKind.TRACE, "run", of_run))
+        for kind, name, id_, key, value in _TAGS_OF_OTHERS:
+            if self._columns.has(name):
+                table = self._columns.table(name)
+                own = sa.select(table.c[id_].label("id"), table.c[id_], table.c[value]).where(table.c[key] == KEEP)
+                queries.append((kind, kind.value.replace("_", " "), own))
+        return [
+            found
+            for kind, of, query in queries
+            for rows in _restricted(self._connection, query, kind, wanted)
+            for found in self._of_tags(of, rows)
+        ]
 
     def kept_experiments(self, experiment_ids: Iterable[str] | None = None) -> list[Reference]:
         """What the keep tags of experiments protect: of these, or of all."""
@@ -500,22 +519,25 @@ class Tracking:
             traces, tags = self._columns.table("trace_info"), self._columns.table("trace_tags")
             mine = sa.and_(tags.c.request_id == traces.c.request_id, tags.c.key == KEEP)
             query = sa.select(traces.c.request_id, traces.c.request_id, tags.c.value)
-            query = query.select_from(self._gone_traces(traces).join(tags, mine))
+            query = query.select_from(self._with_experiments(traces).join(tags, mine))
             yield from self._tagged("trace", query.where(self._experiment_deleted))
 
-    def _gone_traces(self, traces: sa.TableClause) -> sa.Join:
+    def _with_experiments(self, traces: sa.TableClause) -> sa.Join:
         return traces.join(self._experiments, traces.c.experiment_id == self._experiments.c.experiment_id)
 
-    def _gone_traces_of_runs(self) -> Iterator[tuple[sa.Select[Any], sa.ColumnElement[Any]]]:
-        """Queries of traces of deleted experiments with the run that each was made in, or is linked to; and its id."""
+    def _traces_of_runs(self) -> Iterator[tuple[sa.Select[Any], sa.ColumnElement[Any]]]:
+        """Queries of traces with the run that each was made in, or is linked to; and its id."""
         if not self._columns.has("trace_info"):
             return
         traces = self._columns.table("trace_info")
+        id_ = traces.c.request_id.label("id")
         if self._columns.has("trace_request_metadata"):
             made = self._columns.table("trace_request_metadata")
             mine = sa.and_(made.c.request_id == traces.c.request_id, made.c.key == _MADE_IN)
-            query = sa.select(traces.c.request_id, made.c.value).select_from(self._gone_traces(traces).join(made, mine))
-            yield query.where(self._experiment_deleted), made.c.value
+            yield (
+                sa.select(id_, made.c.value).select_from(self._with_experiments(traces).join(made, mine)),
+                made.c.value,
+            )
         if self._columns.has("entity_associations"):
             links = self._columns.table("entity_associations")
             mine = sa.and_(
@@ -523,13 +545,15 @@ class Tracking:
                 links.c.source_id == traces.c.request_id,
                 links.c.destination_type == "run",
             )
-            query = sa.select(traces.c.request_id, links.c.destination_id)
-            query = query.select_from(self._gone_traces(traces).join(links, mine))
-            yield query.where(self._experiment_deleted), links.c.destination_id
+            query = sa.select(id_, links.c.destination_id)
+            yield query.select_from(self._with_experiments(traces).join(links, mine)), links.c.destination_id
 
     def _tagged(self, kind: str, query: sa.Select[Any]) -> Iterator[Reference]:
         """A reference for each row of an entity's id, the id of whose tag it is, and the tag's value."""
-        for id_, of, value in self._connection.execute(query):
+        return self._of_tags(kind, self._connection.execute(query))
+
+    def _of_tags(self, kind: str, rows: Iterable[Any]) -> Iterator[Reference]:
+        for id_, of, value in rows:
             if holder := kept_by_tag(f"{kind} {of}", value, self._now_ms):
                 yield Reference(holder=holder, text=id_)
 
@@ -819,6 +843,12 @@ _ID_COLUMNS: Final = (
     (EntityKind.RUN, "runs", "run_uuid"),
     (EntityKind.LOGGED_MODEL, "logged_models", "model_id"),
     (EntityKind.TRACE, "trace_info", "request_id"),
+)
+
+
+_TAGS_OF_OTHERS: Final = (
+    (EntityKind.LOGGED_MODEL, "logged_model_tags", "model_id", "tag_key", "tag_value"),
+    (EntityKind.TRACE, "trace_tags", "request_id", "key", "value"),
 )
 
 

@@ -148,5 +148,5 @@ def _needed_by(opened: Session, place: Location, entities: Sequence[Entity]) -> 
     found = references.read(opened.tracked, opened.registry)
     with opened.tracked.reading() as tracking:
         # Of what is live, the others' keep tags say nothing.
-        found += tracking.keep_tags_of(entity.id for entity in entities if entity.kind is EntityKind.RUN)
+        found += tracking.keep_tags_of(entities)
     return next((one.holder for one in found if protection.protected_by(one)), "")

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.abilities import needs
 from tests.command import NOW, gc, init, outcomes, run
-from tests.integration.test_holds import MakeSite, _registered_and_deleted, hold, put
+from tests.integration.test_holds import (
+    KEEP,
+    MakeSite,
+    _registered_and_deleted,
+    hold,
+    put,
+    run_tag,
+)
 from tests.servers import S3Server
 from tests.site import Site
+from tests.working import NOW as AT_ONCE
 from tests.working import left
 
 
@@ -35,6 +44,31 @@ def test_a_hold_on_a_registered_model_that_was_renamed_keeps_all(moto_site: Site
     put(site, "--registered-model", "churn-eu")
     hold(site, "rm", number)
     assert outcomes(gc(site)) == {free: "swept"}
+
+
+@needs("logged_models")
+def test_a_part_of_a_model_with_a_keep_tag_is_not_deleted_by_route(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live logged model's own tag, that of the run which made it, a trace's."""
+    from mlflow.entities import LoggedModelTag
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    experiment = site.experiment()
+    maker = site.run(experiment)
+    run_tag(site, maker, "true")
+    objects = {"weights": b"1", "MLmodel": b"2"}
+    tagged, of_run, free = (site.logged_model(experiment, one, objects) for one in (None, maker, None))
+    site.store.set_logged_model_tags(tagged, [LoggedModelTag(KEEP, "true")])
+    trace = site.trace(experiment, {"traces.json": b"{}"})
+    site.store.set_trace_tag(trace, KEEP, "true")
+    init(site, *AT_ONCE)
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", site.uri)
+    monkeypatch.setenv("_MLFLOW_SERVER_REGISTRY_STORE", site.uri)
+    for entity, part in ((tagged, "weights"), (of_run, "weights"), (trace, "traces.json")):
+        with pytest.raises(MlflowException, match="keep tag"):
+            get_artifact_repository(site.artifact_uri(entity)).delete_artifacts(part)
+    get_artifact_repository(site.artifact_uri(free)).delete_artifacts("weights")
+    assert [len(left(site, one)) for one in (tagged, of_run, trace, free)] == [2, 2, 1, 1]
 
 
 def test_a_proxied_location_is_held_where_the_site_has_it(proxied_site: Site) -> None:
