@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -142,18 +143,29 @@ _NO_S3 = S3Server(endpoint="http://127.0.0.1:9", access_key="none", secret_key="
 
 
 @pytest.fixture(scope="session")
-def one_reading() -> Iterator[None]:
-    """MLflow reads all its migrations to find the newest schema: once, and not for each of the thousands of stores."""
+def in_a_hurry() -> Iterator[None]:
+    """What costs each of the thousands of databases a moment and proves nothing here.
+
+    MLflow reads all its migrations to find the newest schema: once is enough. SQLite waits at each commit until the
+    disk has it, for the case that the power fails; a process that is killed loses nothing without that.
+    """
+    import sqlalchemy as sa
     from mlflow.store.db import utils
 
+    def wait_for_no_disk(connection: object, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
     newest = functools.cache(utils._get_latest_schema_revision)
+    sa.event.listen(sa.Pool, "connect", wait_for_no_disk)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(utils, "_get_latest_schema_revision", newest)
         yield
+    sa.event.remove(sa.Pool, "connect", wait_for_no_disk)
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(request: pytest.FixtureRequest, one_reading: None) -> Path:
+def sqlite_template(request: pytest.FixtureRequest, in_a_hurry: None) -> Path:
     """A file with MLflow's empty tables; kept in pytest's cache for each version of MLflow."""
     import mlflow
 
@@ -179,7 +191,7 @@ def sqlite_uri(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def pg_template(pg: PostgresServer, one_reading: None) -> str:
+def pg_template(pg: PostgresServer, in_a_hurry: None) -> str:
     """The name of a PostgreSQL database with MLflow's empty tables."""
     _make_mlflow_tables(pg.create_database(_PG_TEMPLATE))
     return _PG_TEMPLATE
@@ -211,7 +223,7 @@ def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
 
 
 @pytest.fixture(scope="session")
-def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest, one_reading: None) -> mariadb.Template:
+def maria_template(maria: MariaDbServer, request: pytest.FixtureRequest, in_a_hurry: None) -> mariadb.Template:
     """MLflow's empty tables; kept in pytest's cache for each version of MLflow and of MariaDB."""
     import mlflow
 
