@@ -4,7 +4,9 @@
 (our ``gc``, the worker, ``mlflow gc``), and what goes wrong meanwhile (S3's faults, SIGKILL, somebody who acts at any
 request of a sweep, time that passes). The oracle takes the truth from the server's memory and from MLflow's rows.
 
-    python -m tests.histories 100000    as many steps, with a seed that is printed (TEST_SEED repeats it)
+    python -m tests.histories 100000 [hide|tag]    as many steps, with a seed that is printed (TEST_SEED repeats it)
+
+Those of ``hide`` and ``tag`` are in ``tests.waiting_histories``.
 """
 
 from __future__ import annotations
@@ -138,10 +140,10 @@ def a_world(template: Path) -> Iterator[World]:
         yield World(fake=fake, forks=stack.enter_context(crashes()), template=template, folder=folder)
 
 
-def run_histories(world: World, steps: int, first_seed: int) -> None:
+def run_histories(world: World, steps: int, first_seed: int, kind: type[History] | None = None) -> None:
     """Histories until they have made ``steps`` steps. A failure prints its seed and is made smaller."""
 
-    class Here(History):
+    class Here(kind or History):  # type: ignore[misc]
         shared = world
 
     number = first_seed
@@ -166,6 +168,8 @@ class History(RuleBasedStateMachine):
 
     shared: ClassVar[World]
     action: ClassVar[str] = "purge"
+    codes: ClassVar[tuple[int, ...]] = (0, 1, 3)
+    """How a ``gc`` may end."""
     site: Site
 
     def __init__(self) -> None:
@@ -187,6 +191,9 @@ class History(RuleBasedStateMachine):
     @initialize(versioning=st.sampled_from(["", "", "Enabled", "Suspended"]), proxied=st.booleans())
     def begin(self, versioning: str, *, proxied: bool) -> None:
         """A fresh database and an empty bucket."""
+        self.start(versioning, proxied=proxied)
+
+    def start(self, versioning: str, *, proxied: bool) -> None:
         self.world.histories += 1
         self.fake.plan()
         self.fake.log.clear()
@@ -540,7 +547,7 @@ class History(RuleBasedStateMachine):
 
         def act() -> Any:
             ran = run(*arguments)
-            assert ran.code in (0, 1, 3), f"{ran.code}: {ran.err}"
+            assert ran.code in self.codes, f"{ran.code}: {ran.err}"
             return ran.json
 
         self.sweep("gc", act, fault, interruption, graced=not now)
@@ -728,7 +735,7 @@ class History(RuleBasedStateMachine):
             step.joined = True
             arguments = [*self.gc_arguments(now=not step.graced, metadata=False), "--time-budget", "0.2s"]
             ended = self.world.forks.run(arguments, self.fake.server.environ())
-            assert ended.code in (0, 1, 3), ended.err
+            assert ended.code in self.codes, ended.err
         step.meanwhile = self.things()
         step.snapshot_meanwhile = self._snapshot()
 
@@ -827,8 +834,10 @@ def _needed_by(key: str, needed: Mapping[str, str]) -> str | None:
 def main(arguments: list[str]) -> int:
     """As many steps as are asked for."""
     from tests.conftest import SEED, make_template
+    from tests.waiting_histories import HidingHistory, TaggingHistory
 
     steps = int(arguments[0]) if arguments else 100_000
+    kind = {"purge": History, "hide": HidingHistory, "tag": TaggingHistory}[(arguments[1:] or ["purge"])[0]]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template.db"
@@ -836,7 +845,7 @@ def main(arguments: list[str]) -> int:
         with a_world(template) as world:
             began_s = time.monotonic()
             try:
-                run_histories(world, steps, SEED)
+                run_histories(world, steps, SEED, kind)
             finally:
                 took_s = time.monotonic() - began_s
                 print(f"{world.steps:,} steps in {world.histories:,} histories, {took_s:.0f} s, first seed {SEED}")  # noqa: T201

@@ -81,7 +81,8 @@ def elapse(site: Site, ms: int) -> None:
     shift(site, ms)
     site.execute(
         "UPDATE artifact_gc_intents SET state_ms = state_ms - :ms, swept_ms = swept_ms - :ms,"
-        " claimed_until_ms = claimed_until_ms - :ms",
+        " claimed_until_ms = claimed_until_ms - :ms, acted_from_ms = acted_from_ms - :ms,"
+        " acted_until_ms = acted_until_ms - :ms, undone_ms = undone_ms - :ms",
         ms=ms,
     )
     site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms - :ms, seen_ms = seen_ms - :ms", ms=ms)

@@ -8,8 +8,10 @@ import pytest
 
 from tests.conftest import SEED
 from tests.histories import a_world, run_histories
+from tests.waiting_histories import HidingHistory, TaggingHistory, WaitingHistory
 
 STEPS = 1_000
+STEPS_THAT_WAIT = 150
 
 
 @pytest.mark.timeout(600)
@@ -24,3 +26,15 @@ def test_random_histories(sqlite_template: Path) -> None:
     assert expected <= met, "a history that does none of it proves nothing"
     assert world.did["locations swept"] >= STEPS // 50, world.did
     assert world.did["faults met"] >= STEPS // 200, world.did
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", [HidingHistory, TaggingHistory])
+def test_random_histories_that_wait_for_s3(sqlite_template: Path, kind: type[WaitingHistory]) -> None:
+    """Nothing live or needed is hidden or tagged, or stays so; and what is garbage goes by the bucket's rules."""
+    with a_world(sqlite_template) as world:
+        run_histories(world, STEPS_THAT_WAIT, SEED, kind)
+
+    met = {what for what, times in world.did.items() if times}
+    expected = {"gc", "worker", "midnight", "undone", "hidden or tagged", "removed by rules", "restore run"}
+    assert expected <= met, "a history that does none of it proves nothing"
