@@ -190,8 +190,11 @@ def _shown(line: Decision) -> Decision:
     return line if uri == line.uri else replace(line, uri=uri)
 
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return _ENCODER.encode(value).encode("ascii") + b"\n"
 
 
 # Reading
@@ -199,7 +202,7 @@ def _canonical(value: object) -> bytes:
 
 def _loaded(raw: bytes) -> object:
     try:
-        found: object = json.loads(raw)
+        found: object = json.loads(raw.decode("ascii"))
     except (ValueError, RecursionError):
         return None
     return found

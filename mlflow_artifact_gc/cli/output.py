@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 _GAP: Final = 2
 _QUIET_S: Final = 5.0
+_STRANGE: Final = "\ufffd"
 _FOLDED: Final = ("why", "by")
+
+
+def _harmless(text: str) -> str:
+    """Nothing that others have written steers a terminal, hides what stands beside it, or cannot be written at all."""
+    return (
+        text if text.isprintable() else "".join(one if one.isprintable() or one == "\n" else _STRANGE for one in text)
+    )
 
 
 @dataclass(slots=True)
@@ -36,7 +44,8 @@ class Grid:
 
     def add_row(self, *cells: str, style: str = "") -> None:
         """``style`` is that of the first cell."""
-        self.rows.append(cells)
+        # Nor is a cell of several lines taken for several rows.
+        self.rows.append(tuple(_harmless(cell).replace("\n", _STRANGE) for cell in cells))
         self.styles.append(style)
 
     def lines(self) -> list[str]:
@@ -61,6 +70,7 @@ class Output:
 
     def print(self, text: str = "", style: str = "") -> None:
         """A line; folded between words on a terminal."""
+        text = _harmless(text)
         if self._terminal:
             from rich.console import Console
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from mlflow_artifact_gc import database, journal
 from mlflow_artifact_gc.cli import plan_file
 from mlflow_artifact_gc.errors import PlanRefused
-from mlflow_artifact_gc.model import Outcome
+from mlflow_artifact_gc.model import Outcome, Reason
 from mlflow_artifact_gc.plan_files import PlanFile
 from tests.abilities import has
 from tests.command import NOW, gc, init, outcomes, run
@@ -30,6 +31,7 @@ from tests.integration.test_bad_input import refused, same_file, untouched
 from tests.oracle import assert_bucket_sound
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
+from tests.unit.test_plan_files import ODD, PLAN, TERMS, line
 from tests.working import NOW as SITE_NOW
 from tests.working import left, watched
 
@@ -191,6 +193,21 @@ def test_show_is_light(fake_site: Site, file: str) -> None:
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
 
     assert done.stdout.endswith("[]\n"), done.stderr
+
+
+def test_what_a_file_says_steers_no_terminal(tmp_path: Path) -> None:
+    """Whoever is to approve a plan sees all of it: nothing in a name or a reason hides what stands beside it."""
+    lines = (line("r1"), line(ODD), line("r3", Reason.PROTECTED, evidence="x\n\x1b[8mrun r4  due\u202e"))
+    name = tmp_path / "odd.jsonl"
+    file = PlanFile.of(replace(PLAN, decisions=lines), replace(TERMS, by="ana\x1b[2J"))
+    name.write_bytes(b"".join(file.lines()))
+
+    ran = run("show", str(name))
+
+    assert (ran.code, ran.err) == (0, "")
+    assert [one for one in ran.out if not one.isprintable() and one != "\n"] == []
+    assert len([one for one in ran.out.splitlines() if one.startswith("run ")]) == 3
+    assert "x\ufffd\ufffd[8mrun r4  due\ufffd" in ran.out
 
 
 # What changed since
@@ -364,7 +381,6 @@ def forks() -> Iterator[Crashes]:
     ("moment", "action"),
     [
         (Moment(point="claim", after=True), "purge"),
-        (Moment(point="record", after=True), "purge"),
         (Moment(point="plan finished"), "purge"),
         (Moment(point="delete", nth=2), "hide"),
     ],
@@ -497,18 +513,24 @@ def test_rows_go_with_a_plan_only_where_it_says_so(fake_site: Site, file: str) -
 def test_odd_keys_behind_the_proxy_are_tagged_by_a_plan(
     sqlite_uri: str, fake: FakeS3, make_site: MakeSite, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxied, in a folder with odd characters, and with keys of all kinds; with the action that needs a rule."""
+    """Proxied, under a folder with odd characters, in a workspace too; by the action that needs a rule."""
     for name, value in fake.server.environ().items():
         monkeypatch.setenv(name, value)
     bucket = f"p-{uuid.uuid4().hex[:12]}"
     fake.make_bucket(bucket)
     site = make_site(Site.proxied(sqlite_uri, fake.server, bucket, root="a b+%20é/日本"))
-    if has("workspaces"):
-        site.execute("INSERT INTO workspaces (name) VALUES ('team')")
     keys = {"plus+and space": 1, "a//b": 1, "100%2F": 1, "ünïcödé/日本": 1, "&<>'\"": 1}
     experiment = site.experiment()
     dead, live = site.run(experiment, keys), site.run(experiment, keys)
-    site.delete_run(dead)
+    planned = [dead]
+    if has("workspaces"):
+        team = site.experiment(artifact_location="mlflow-artifacts:/workspaces/team/e")
+        planned.append(site.run(team, keys))
+    for one in planned:
+        site.delete_run(one)
+    if has("workspaces"):
+        site.execute("INSERT INTO workspaces (name) VALUES ('team')")
+        site.execute("UPDATE experiments SET workspace = 'team' WHERE experiment_id = :id", id=int(team))
     init(site)
     plan(site, file, "--action", "tag")
     refused("apply", file, "--backend-store-uri", site.uri, code=4, says=("lifecycle apply --action tag",))
@@ -516,12 +538,12 @@ def test_odd_keys_behind_the_proxy_are_tagged_by_a_plan(
 
     report = apply(site, file)
 
-    assert outcomes(report) == {dead: "waiting"}
-    assert report["results"][0]["waiting_objects"] == len(keys)
+    assert outcomes(report) == dict.fromkeys(planned, "waiting")
+    assert [one["waiting_objects"] for one in report["results"]] == [len(keys)] * len(planned)
     tagged = [
         item.key for item in site.items() if site.client.get_object_tagging(Bucket=bucket, Key=item.key)["TagSet"]
     ]
-    assert (len(tagged), [key for key in tagged if live in key]) == (len(keys), [])
+    assert (len(tagged), [key for key in tagged if live in key]) == (len(keys) * len(planned), [])
 
 
 def test_no_password_is_shown(fake_site: Site, file: str) -> None:
