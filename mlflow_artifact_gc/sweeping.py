@@ -358,7 +358,7 @@ class _Sweep:
             "fence": self._fence,
             "stopped": self._stopped,
             "now_ms": now_ms,
-            "min_age_ms": self._plan.limits.min_object_age_ms,
+            "min_age_ms": self._min_age_ms(now_ms),
             "references_read_s": read_s,
         }
         actor: Actor
@@ -386,6 +386,11 @@ class _Sweep:
             others=self._equipment.others,
             spare_versions=self._equipment.spare_versions,
         )
+
+    def _min_age_ms(self, now_ms: int) -> int:
+        planned_ms, file = self._plan.limits.min_object_age_ms, self._orders.file
+        # What was written since, nobody has seen who looked at the file. (0: ages do not count.)
+        return max(planned_ms, now_ms - file.plan.created_ms) if file and planned_ms else planned_ms
 
     def _collect(self, futures: Sequence[Future[Done]], finished: list[SweepResult]) -> None:
         """Take every listing's results, whatever else goes wrong: what runs when something fails is waited for.

@@ -36,6 +36,7 @@ from tests.working import NOW as SITE_NOW
 from tests.working import left, watched
 
 MakeSite = Callable[[Site], Site]
+HOUR_MS = 3_600_000
 HEAVY = ("mlflow", "boto3", "botocore", "sqlalchemy", "alembic", "rich")
 
 
@@ -254,6 +255,25 @@ def test_what_changed_since_is_dropped_and_named(fake_site: Site, file: str) -> 
     assert why[swept] == "already swept"
     kept = {one: [item.key for item in before.items if one in item.key] for one in why if one != swept}
     assert {one: left(site, one) for one in kept} == kept
+
+
+def test_what_was_written_to_since_is_postponed(fake_site: Site, fake: FakeS3, file: str) -> None:
+    """Nobody has approved of what came after the plan was made, also where it is older than the minimum age by now."""
+    site = fake_site
+    same, more = dead_runs(site, 2, 2)
+    init(site)
+    fake.age(3 * HOUR_MS)
+    site.write(more, site.artifact_uri(more), {"late": 1})
+    fake.age(HOUR_MS // 2)
+    made = plan(site, file, "--min-object-age", "1s")
+    # An hour ago.
+    older = replace(made.plan, created_ms=made.plan.created_ms - HOUR_MS)
+    Path(file).write_bytes(b"".join(PlanFile.of(older, made.terms).lines()))
+
+    report = apply(site, file)
+
+    assert outcomes(report) == {same: "swept", more: "postponed"}
+    assert len(left(site, more)) == 3
 
 
 def test_what_the_site_has_made_stricter_since_counts(
