@@ -57,6 +57,8 @@ def require_writable(name: str) -> None:
     try:
         if not path.parent.is_dir():
             raise UsageError(f"{name!r} cannot be written: there is no folder {str(path.parent)!r}")
+        if (path.is_file() or not path.exists()) and not os.access(path.resolve().parent, os.W_OK):
+            raise UsageError(f"{name!r} cannot be written: nothing can be written into {str(path.resolve().parent)!r}")
         if path.is_file() and path.stat().st_size:
             with path.open("rb") as stream:
                 there = stream.read(_HEAD)
