@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import policy, s3
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 _SETTLING_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """How long to wait before each look at what was written: S3 may show the configuration of before for a while."""
 _PROBES: Final = 5
+_SAMPLED: Final = 1000
+_EACH: Final = 50
+"""Of a root's first page of objects, every 50th is asked for its tags."""
 
 
 class Tags(StrEnum):
@@ -188,6 +192,30 @@ def probe_tags(client: S3Client, bucket: str, prefixes: Iterable[str]) -> Tags:
         if known is not None:
             return Tags.OFFERED if known else Tags.NOT_OFFERED
     return Tags.UNKNOWN
+
+
+def require_unused_tag(client: S3Client, examined: Examined, touched: Collection[Location]) -> None:
+    """Before a rule expires what carries the tag: some objects of each root are asked whether others carry it too.
+
+    Args:
+        touched: where something was tagged by us.
+
+    Raises:
+        Refused: one outside of these does. It may be live, and S3 would remove it.
+        BucketPaused, ListingIncomplete, Transient: the bucket cannot be read.
+    """
+    if examined.wanted.action is not Action.TAG or not examined.finding.needed or examined.impossible:
+        return
+    for prefix in examined.wanted.prefixes[:_PROBES]:
+        for entry in islice(s3.current(client, examined.bucket, prefix), 0, _SAMPLED, _EACH):
+            place = Location.of_key(examined.bucket, entry.key)
+            ours = any(location.contains(place) for location in touched)
+            if not ours and s3.carries(client, examined.bucket, entry, examined.wanted.tag):
+                raise Refused(
+                    f"Bucket {examined.bucket!r}: the object {entry.key!r} carries the tag {examined.wanted.tag}, and "
+                    "not by our doing: with the rule, S3 would remove it and all that others have tagged so. Nothing "
+                    "was written: choose a tag of its own with 'init --expiry-tag', or take this one off there"
+                )
 
 
 def apply(client: S3Client, examined: Examined) -> Examined:

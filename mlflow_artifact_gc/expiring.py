@@ -70,6 +70,11 @@ def touched(connection: Connection, *, now_ms: int, everything: bool = False) ->
     return _read(connection, where)
 
 
+def places(connection: Connection) -> list[Location]:
+    """Where something is hidden or tagged, or may be."""
+    return [one.location for one in _read(connection, _TOUCHED)]
+
+
 def named(connection: Connection, scope: Scope, plan_id: str | None) -> list[Touched]:
     """What is hidden or tagged of some runs, logged models or experiments, or by a plan."""
     chosen: list[sa.ColumnElement[bool]] = [

@@ -20,6 +20,7 @@ from mlflow_artifact_gc import (
     applying,
     bucket_rules,
     database,
+    expiring,
     journal,
     kept,
     partly,
@@ -240,6 +241,9 @@ class Backlog:
             if asks and examined.rules:
                 self._out.print(json.dumps(as_json(examined.rules), indent=2))
                 if ask(f"Write these rules to bucket {examined.bucket!r} now?", err=self._json):
+                    with database.reading(self._session.engine) as connection:
+                        touched = expiring.places(connection)
+                    bucket_rules.require_unused_tag(self._connected(), examined, touched)
                     bucket_rules.apply(self._connected(), examined)
                     continue
             if plan.action is Action.TAG or examined.impossible:

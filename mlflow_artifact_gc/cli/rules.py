@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from mlflow_artifact_gc import bucket_rules, database, journal, s3, schema
+from mlflow_artifact_gc import bucket_rules, database, expiring, journal, s3, schema
 from mlflow_artifact_gc.bucket_rules import Examined, RulesNotKept
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output, ask
@@ -18,7 +18,7 @@ from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import ArtifactGcError, Refused, RootRefused, StorageError, TablesNotReady, UsageError
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.lifecycle import as_json, describe
-from mlflow_artifact_gc.locations import Destination
+from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Action
 from mlflow_artifact_gc.references import TrackingDatabase
 from mlflow_artifact_gc.session import open_engine, readable_destination
@@ -28,7 +28,10 @@ _NO_ROOT: Final = "No experiment of this database keeps its artifacts on S3, so 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wish:
-    """What is asked: the action, the site's tag, and the roots by bucket. ``proxied``: places that are not known."""
+    """What is asked: the action, the site's tag, and the roots by bucket. ``proxied``: places that are not known.
+
+    ``touched``: where something is hidden or tagged.
+    """
 
     action: Action
     tag: Tag
@@ -36,6 +39,7 @@ class _Wish:
     noncurrent_days: int | None
     moved: bool
     proxied: int
+    touched: Sequence[Location]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +81,7 @@ def apply(*, output: str, yes: bool, **options: Any) -> None:
         _print(wish, looked)
     if lacking and not yes:
         _confirm(lacking, as_document=as_document)
-    done = [_write(client, one) for one in looked]
+    done = [_write(client, one, wish) for one in looked]
     code = max((one.error.exit_code for one in done if one.error), default=0)
     if as_document:
         _print_json("lifecycle apply", wish, done, code)
@@ -110,6 +114,7 @@ def _read(
         if noncurrent_days is not None and chosen is not Action.HIDE:
             raise UsageError("--noncurrent-days belongs to --action hide; what is tagged goes after 1 day")
         moved = site.database_fingerprint != database.fingerprint(connection)
+        touched = expiring.places(connection)
     destination = readable_destination(artifacts_destination or site.artifacts_destination)
     # After that reading has ended: on SQLite they take turns.
     tracked = TrackingDatabase.probe(engine, models_follow_run=site.models is journal.Models.FOLLOW_RUN)
@@ -129,6 +134,7 @@ def _read(
         noncurrent_days=noncurrent_days,
         moved=moved,
         proxied=proxied,
+        touched=touched,
     )
 
 
@@ -160,11 +166,12 @@ def _confirm(lacking: Sequence[Examined], *, as_document: bool) -> None:
         raise Refused("The answer was no, and nothing was written")
 
 
-def _write(client: s3.S3Client, looked: _Looked) -> _Looked:
+def _write(client: s3.S3Client, looked: _Looked, wish: _Wish) -> _Looked:
     """What is there afterwards, or what kept it from being written."""
     if looked.examined is None:
         return looked
     try:
+        bucket_rules.require_unused_tag(client, looked.examined, wish.touched)
         return _Looked(bucket=looked.bucket, examined=bucket_rules.apply(client, looked.examined))
     except (Refused, StorageError) as error:
         return _Looked(bucket=looked.bucket, error=error)

@@ -25,7 +25,7 @@ from mlflow_artifact_gc.s3.listing import (
 )
 from mlflow_artifact_gc.s3.marker import MARKER_NAME, Marker
 from mlflow_artifact_gc.s3.permissions import PERMISSIONS, Permission
-from mlflow_artifact_gc.s3.tagging import MOST_TAGS, Tagged, add_tag, remove_tag
+from mlflow_artifact_gc.s3.tagging import MOST_TAGS, Tagged, add_tag, carries, remove_tag
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client as S3Client
@@ -51,6 +51,7 @@ __all__ = [
     "abort_upload",
     "add_tag",
     "bucket_versioning",
+    "carries",
     "connect",
     "current",
     "delete",

@@ -77,6 +77,16 @@ def remove_tag(client: S3Client, bucket: str, entry: Entry, tag: Tag, *, version
     return _Tagging(client, bucket, entry, versioned=versioned).change(wanted)
 
 
+def carries(client: S3Client, bucket: str, entry: Entry, tag: Tag) -> bool:
+    """Whether an object is known to carry ``tag``; what may not be read, or is gone, is not.
+
+    Raises:
+        BucketPaused, Transient: no request can be made in this bucket.
+    """
+    found = _Tagging(client, bucket, entry, versioned=False).read()
+    return isinstance(found, dict) and found.get(tag.key) == tag.value
+
+
 class _Tagging:
     """One object's tags: read, and put in place of what was read."""
 
@@ -95,7 +105,7 @@ class _Tagging:
             return dot_segment(self._entry.key, self._version)
         written = False
         for _ in range(_TRIES):
-            found = self._read()
+            found = self.read()
             if not isinstance(found, dict):
                 # It was written to, and cannot be read any more: nobody knows.
                 return Tagged.UNKNOWN if written and found is not Tagged.GONE else found
@@ -108,7 +118,8 @@ class _Tagging:
             written = True
         return Tagged.UNKNOWN
 
-    def _read(self) -> dict[str, str] | Tagged | Failure:
+    def read(self) -> dict[str, str] | Tagged | Failure:
+        """Its tags, or why they are not known."""
         try:
             answer = self._client.get_object_tagging(**cast("Any", self._target))
         except S3_ERRORS as error:

@@ -337,3 +337,22 @@ def test_gc_offers_to_write_the_rule(answers: str, code: int, site: Site, monkey
     if answers.startswith("y"):
         rules = site.client.get_bucket_lifecycle_configuration(Bucket=site.bucket)["Rules"]
         assert {rule["Status"] for rule in rules} == {"Enabled"}
+
+
+def test_a_tag_that_others_use_gets_no_rule(site: Site) -> None:
+    """Live objects carry it: the rule would remove them. What we have tagged ourselves is no reason."""
+    live, dead = (site.run(site.experiment(), n_objects=1) for _ in range(2))
+    init(site, *NOW, "--action", "tag", "--expiry-tag", "team=ml")
+    (key,) = tagged(site, live)
+    put_tags(site, key, {"team": "ml"})
+    refused = run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes")
+
+    assert refused.code == 4
+    assert f"the object {key!r} carries the tag team=ml" in refused.err
+    put_tags(site, key, {"team": "vision"})
+    ruled(site)
+    site.delete_run(dead)
+    turn(site)
+    site.client.delete_bucket_lifecycle(Bucket=site.bucket)
+    ruled(site)
+    assert list(tagged(site, dead).values()) == [{"team": "ml"}]
