@@ -97,6 +97,28 @@ def test_a_look_is_not_made_again_in_its_first_minute(site: Site, monkeypatch: p
     assert len(looks) == 1
 
 
+def test_what_is_written_between_the_delete_and_the_last_listing_has_a_minimum_age(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not go with the next round of the same sweep: the location is postponed, and says so."""
+    monkeypatch.setattr(acting, "AGE_MARGIN_MS", 0)
+    deleted = deleted_run(site, n_objects=1)
+    time.sleep(3)
+    before = site.snapshot()
+    key = f"{site.key_of(site.artifact_uri(deleted))}/late"
+
+    def write() -> None:
+        site.client.put_object(Bucket=site.bucket, Key=key, Body=b"late")
+
+    acted = once_before(monkeypatch, Surveyor, "remaining", write)
+    report = gc(site, "--min-object-age", "2s")
+
+    assert acted
+    assert outcomes(report) == {deleted: "postponed"}
+    assert_bucket_sound(site, report, before, written=[key])
+    assert site.client.get_object(Bucket=site.bucket, Key=key)["Body"].read() == b"late"
+
+
 def test_a_marker_that_appears_after_the_comparison_is_not_overwritten(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
