@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from mlflow_artifact_gc import acting, s3
 from mlflow_artifact_gc.locations import Location
@@ -146,6 +147,33 @@ def test_no_marker_is_put_around_a_folder_that_is_not_ours(site: Site, folder: s
     assert outcomes(report) == {deleted: "foreign"}
     assert markers(site) == {folder + MARKER_NAME}
     assert_bucket_sound(site, report, before, intact=(deleted,))
+
+
+def test_nothing_is_deleted_under_another_process_s_claim(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that has run out unnoticed, and that somebody else has now: it is waited for, and taken anew."""
+    deleted = deleted_run(site, n_objects=2)
+    before = site.snapshot()
+    delete = s3.delete
+    holders: list[str | None] = []
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        with site.engine.connect() as connection:
+            holders.extend(connection.execute(sa.text("SELECT claimed_by FROM artifact_gc_intents")).scalars())
+        return delete(*arguments, **named)
+
+    def take_over() -> None:
+        until_ms = int(time.time() * 1000) + 1500
+        site.execute("UPDATE artifact_gc_intents SET claimed_by = 'elsewhere', claimed_until_ms = :ms", ms=until_ms)
+
+    monkeypatch.setattr(s3, "delete", noted)
+    acted = once_before(monkeypatch, Purger, "_round", take_over)
+    report = gc(site)
+
+    assert acted
+    assert outcomes(report) == {deleted: "swept"}
+    assert len(holders) == 1
+    assert "elsewhere" not in holders
+    assert_bucket_sound(site, report, before)
 
 
 # Listings that tell nothing
