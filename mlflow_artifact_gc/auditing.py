@@ -426,7 +426,9 @@ class _Judge:
 
     def _foreign_roots(self) -> None:
         own = self._setting.site.database_id if self._setting.site else None
-        for folder in self._tally.markers:
+        # As a sweep does: above its root too, where no listing of ours comes, and ours beneath another's is no excuse.
+        above = {folder for root in self._findings.roots for folder in root.ancestors()[1:]}
+        for folder in (*sorted(above), *self._tally.markers):
             try:
                 marker = markers.read(self._client, folder)
             except ArtifactGcError as error:
@@ -434,7 +436,8 @@ class _Judge:
             else:
                 foreign = marker is not None and marker.database_id != own
                 why = f"the marker of {folder.uri} names another tracking database" if foreign else None
-            self._tally.foreign(folder, why)
+            if why is not None:
+                self._tally.foreign(folder, why)
 
     # What is named, and not there
 

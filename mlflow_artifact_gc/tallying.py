@@ -277,8 +277,8 @@ class Tally:
             (*values, place.bucket, place.prefix, place.prefix + _AFTER),
         ).rowcount
 
-    def foreign(self, folder: Location, why: str | None) -> None:
-        """Notes that all beneath ``folder`` is another database's; None: it is this one's after all."""
+    def foreign(self, folder: Location, why: str) -> None:
+        """Notes that all beneath ``folder`` is another database's, or may be."""
         self._db.execute(
             "UPDATE unit SET foreign_root = ? WHERE bucket = ? AND prefix >= ? AND prefix < ?",
             (why, folder.bucket, folder.prefix, folder.prefix + _AFTER),

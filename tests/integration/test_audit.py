@@ -313,7 +313,7 @@ def test_without_the_registry_nothing_is_condemned(site: Site) -> None:
 
 
 def test_a_root_of_another_database_is_left_alone(site: Site) -> None:
-    """Under a marker that names another database nothing is garbage; under our own it is; the inner one counts."""
+    """Under a marker that names another database nothing is garbage, whatever lies between; under ours alone it is."""
     experiment = site.experiment()
     ours, theirs = (site.run(experiment, n_objects=1) for _ in range(2))
     for one in (ours, theirs):
@@ -336,6 +336,10 @@ def test_a_root_of_another_database_is_left_alone(site: Site) -> None:
     assert verdicts(found)[vanished] == (LEFT, "experiment")
     (line,) = [line for line in found["prefixes"] if line["prefix"] == place]
     assert "names another tracking database" in line["evidence"]
+
+    # Above the root, where nothing is listed. Our own beneath it is no excuse, for a sweep neither.
+    site.client.put_object(Bucket=site.bucket, Key="_mlflow-artifact-gc.json", Body=json.dumps(other).encode())
+    assert verdicts(report(site))[vanished] == (PROTECTED, "")
 
 
 def test_rows_whose_objects_are_gone(
