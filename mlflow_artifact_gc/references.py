@@ -572,6 +572,15 @@ class Tracking:
                     found[run_id].append(model_id)
         return dict(found)
 
+    def along_with(self, run_ids: Iterable[str]) -> set[str]:
+        """Ids of the logged models and traces of these runs: a hold on a run is one on them too."""
+        wanted = sorted(set(run_ids))
+        found = {id_ for models in self.models_of_runs(wanted).values() for id_ in models}
+        for query, run_id in self._traces_of_runs():
+            for ids in _chunks(wanted):
+                found.update(row[0] for row in self._connection.execute(query.where(run_id.in_(ids))))
+        return found
+
     def owners(self, ids: Iterable[str]) -> dict[str, str]:
         """Which of ``ids`` are runs, logged models or traces of this database, and what to call them."""
         found: dict[str, str] = {}

@@ -60,9 +60,10 @@ def add(*, output: str, **options: Any) -> None:
         return made
 
     made = database.written(engine, statements)
+    along = _along(engine, targets) if kind is HoldKind.RUN else set()
     # Once it is committed: whoever does not see the hold has claimed before, and is seen here.
     with database.reading(engine) as connection:
-        too_late = holds.too_late(connection, kind, targets, database.clock_ms(connection))
+        too_late = holds.too_late(connection, kind, [*targets, *along], database.clock_ms(connection))
     warnings = [_too_late(state, count) for state, count in sorted(too_late.items())]
     if output == "json":
         listed = [_document(one, made[0].created_ms) for one in made]
@@ -72,6 +73,11 @@ def add(*, output: str, **options: Any) -> None:
         click.echo(f"Hold #{one.id}: {_what(one)} is kept from now on, {_end(one)}.")
     for warning in warnings:
         click.echo(f"Note: {warning}", err=True)
+
+
+def _along(engine: Engine, run_ids: Sequence[str]) -> set[str]:
+    with references.TrackingDatabase.probe(engine, models_follow_run=False).reading() as tracking:
+        return tracking.along_with(run_ids)
 
 
 def _targets(options: dict[str, Any]) -> tuple[HoldKind, list[str]]:

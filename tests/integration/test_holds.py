@@ -675,6 +675,27 @@ def test_a_hold_that_comes_too_late_says_so(moto_site: Site) -> None:
     assert ran.json["warnings"] == ["too late for some of it: 2 locations have gone already."]
 
 
+@needs("logged_models")
+def test_a_hold_on_a_run_says_that_its_models_and_traces_have_gone(moto_site: Site) -> None:
+    """A hold on a run is one on them too; the run itself is all there."""
+    site = moto_site
+    doomed = site.experiment()
+    run_id = site.run(doomed, n_objects=1)
+    model, trace = site.logged_model(doomed, run_id, n_objects=1), site.trace(doomed)
+    _made_in(site, trace, run_id)
+    site.delete_logged_model(model)
+    init(site)
+    assert outcomes(gc(site)) == {model: "swept"}
+    ran = hold(site, "add", "--run-id", run_id, "--reason", "late")
+    assert ran.err == "Note: too late for some of it: 1 location has gone already.\n"
+    hold(site, "rm", "1")
+    site.delete_experiment(doomed)
+    site.restore_run(run_id)
+    assert outcomes(gc(site)) == {trace: "swept"}
+    ran = hold(site, "add", "--run-id", run_id, "--reason", "late")
+    assert ran.err == "Note: too late for some of it: 2 locations have gone already.\n"
+
+
 _NOT_HELD: tuple[tuple[tuple[str, ...], str], ...] = (
     ((), "What is to be kept? Expected exactly one of --run-id, --experiment-id, "),
     (("--run-id", "a", "--location", "s3://b/c"), "given: --run-id, --location"),
