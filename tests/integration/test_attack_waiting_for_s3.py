@@ -21,6 +21,7 @@ from mlflow_artifact_gc.demo.servers import S3Server
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
 from mlflow_artifact_gc.expiring import Touched
 from mlflow_artifact_gc.fence import Fence
+from mlflow_artifact_gc.hiding import Hider
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import Reading, read
@@ -600,3 +601,20 @@ def test_a_line_of_another_place_than_its_row_s_is_not_touched(site: Site, monke
 
     assert outcomes(gc(site)) == {dead: "protected", other: "protected"}
     assert site.snapshot().items == before.items
+
+
+def test_nothing_is_hidden_once_versioning_is_suspended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the first delete: from then on a delete by key alone may be for good."""
+    versioned(site)
+    dead = site.run(site.experiment(), n_objects=1)
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+
+    def suspend() -> None:
+        site.client.put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Suspended"})
+
+    acted = once_before(monkeypatch, Hider, "_round", suspend)
+
+    assert outcomes(gc(site, expect=1)) == {dead: "paused"}
+    assert acted
+    assert left_shown(site, dead) == 1
