@@ -204,18 +204,23 @@ class Actor(ABC):
             found = sight[location]
             if found.foreign_marker:
                 work.end(Outcome.FOREIGN, _foreign(found))
-            elif young := self._young(found):
+            elif young := self._young(work, found):
                 work.end(Outcome.POSTPONED, young)
             elif not found.empty and not work.root_proven:
                 work.end(Outcome.PAUSED, _UNPROVEN)
             self.take(work, found)
 
-    def _young(self, found: Found) -> str:
-        if not self.min_age_ms or found.empty:
+    def _young(self, work: Work, found: Found) -> str:
+        orphan = work.line.orphan
+        if found.empty or (not self.min_age_ms and orphan is None):
             return ""
         if found.undated or found.youngest_ms is None:
             return "the age of something in it is not known"
-        if found.youngest_ms + self.min_age_ms + AGE_MARGIN_MS > self.now_ms:
+        if orphan is not None and found.youngest_ms > (orphan.newest_ms or 0):
+            return (
+                f"something was written into it at {show_instant(found.youngest_ms)}, since it was seen: run it again"
+            )
+        if self.min_age_ms and found.youngest_ms + self.min_age_ms + AGE_MARGIN_MS > self.now_ms:
             age = show_duration(self.min_age_ms)
             return f"something in it was written at {show_instant(found.youngest_ms)}; the minimum age is {age}"
         return ""
@@ -255,7 +260,7 @@ class Actor(ABC):
             return
         listing = s3.versions if self.versioned(work) else s3.current
         for entry in listing(self.client, location.bucket, location.prefix):
-            if not self.too_young(entry):
+            if not self.too_young(work, entry):
                 yield work, entry
 
     def versioned(self, work: Work) -> bool:
@@ -263,8 +268,11 @@ class Actor(ABC):
         bucket = work.line.location.bucket if work.line.location else ""
         return self.surveyor.versioning(bucket) is not Versioning.NEVER
 
-    def too_young(self, entry: Entry) -> bool:
-        """Whether it was written less than the minimum age ago, or nobody knows when."""
+    def too_young(self, work: Work, entry: Entry) -> bool:
+        """Whether it was written less than the minimum age ago (an orphan: since it was seen), or nobody knows when."""
+        orphan = work.line.orphan
+        if orphan is not None and (entry.modified_ms is None or entry.modified_ms > (orphan.newest_ms or 0)):
+            return True
         if not self.min_age_ms:
             return False
         return entry.modified_ms is None or entry.modified_ms + self.min_age_ms + AGE_MARGIN_MS > self.now_ms

@@ -10,14 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, inbox, inventory, journal, planning, policy, references, schema, session
+from mlflow_artifact_gc import (
+    database,
+    inbox,
+    inventory,
+    journal,
+    leftovers,
+    planning,
+    policy,
+    references,
+    schema,
+    session,
+)
 from mlflow_artifact_gc.errors import ArtifactGcError, NotOnS3, ReferencesIncomplete, UnreadableUri, UsageError
 from mlflow_artifact_gc.hides import CLOCKS_MS
+from mlflow_artifact_gc.layouts import outermost
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Destination, Location, every_place, proxied_path
-from mlflow_artifact_gc.model import Decision, EntityKind, Reason, Reference, Standing, Tombstone
+from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Reason, Reference, Standing, Tombstone
 from mlflow_artifact_gc.protection import Candidate, Protection
 from mlflow_artifact_gc.quantities import show_duration, show_instant
 from mlflow_artifact_gc.s3 import marker as markers
@@ -45,14 +57,14 @@ _STANDINGS: Final = {
     Reason.PROTECTED: Standing.PROTECTED,
     Reason.NESTED: Standing.PROTECTED,
 }
-_WHAT: Final = {EntityKind.RUN: "run", EntityKind.LOGGED_MODEL: "logged model", EntityKind.TRACE: "trace"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What an audit works with. ``site`` None: ``init`` has not been run, or its tables are of another version.
 
-    ``registry`` None: which model registry the server uses is not known; ``registry_note`` says so.
+    ``registry`` None: which model registry the server uses is not known; ``registry_note`` says so. ``only``: list no
+    more than these.
     """
 
     tracked: references.TrackingDatabase
@@ -64,6 +76,7 @@ class Setting:
     given: tuple[Location, ...]
     grace_ms: int
     min_age_ms: int
+    only: tuple[Location, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +223,24 @@ def audit(
         ReferencesIncomplete, DatabaseUnusable: what needs what is not known.
         StorageError: no root could be listed.
     """
+    known = places(setting)
+    with ThreadPoolExecutor(concurrency) as executor:
+        unread = inventory.Inventory(client, known, tally, progress).take(executor)
+    if unread and {one.root for one in unread} == set(known.roots):
+        raise unread[0].error
+    with database.reading(setting.tracked.engine) as connection:
+        now_ms = database.clock_ms(connection)
+    findings = Findings(now_ms=now_ms, roots=known.roots, unread=unread)
+    _Judge(setting, client, tally, findings).judge()
+    return findings
+
+
+def places(setting: Setting) -> inventory.Places:
+    """The roots, and what is known of the places beneath them.
+
+    Raises:
+        ReferencesIncomplete: something is proxied, and nobody said where the proxy keeps its objects.
+    """
     with setting.tracked.reading() as tracking:
         experiments, workspaces = tracking.experiments(), tracking.workspaces()
         own_places, rows = tracking.own_places(), tracking.entity_rows()
@@ -222,15 +253,7 @@ def audit(
         destination=setting.destination,
         given=setting.given,
     )
-    with ThreadPoolExecutor(concurrency) as executor:
-        unread = inventory.Inventory(client, known, tally, progress).take(executor)
-    if unread and {one.root for one in unread} == set(known.roots):
-        raise unread[0].error
-    with database.reading(setting.tracked.engine) as connection:
-        now_ms = database.clock_ms(connection)
-    findings = Findings(now_ms=now_ms, roots=known.roots, unread=unread)
-    _Judge(setting, client, tally, findings).judge()
-    return findings
+    return replace(known, roots=tuple(outermost(setting.only))) if setting.only else known
 
 
 def _require_destination(
@@ -412,14 +435,8 @@ class _Judge:
             elif position in holders:
                 self._tally.judge(place, Standing.PROTECTED, evidence=holders[position])
             else:
-                what = f"{_WHAT[kind]} {id_}"
-                if workspace not in workspaces:
-                    lost, evidence = "workspace", f"there is no workspace {workspace}, and no {what}"
-                elif experiment and experiment not in experiments:
-                    lost, evidence = "experiment", f"there is no experiment {experiment}, and no {what}"
-                else:
-                    there = f"experiment {experiment} is there, and " if experiment else ""
-                    lost, evidence = _WHAT[kind], f"{there}no {what}"
+                entity = Entity(kind=kind, id=id_, experiment_id=experiment, workspace=workspace)
+                lost, evidence = leftovers.lost(entity, experiments, workspaces)
                 self._tally.judge(place, Standing.LEFT_OVER, lost=lost, evidence=evidence)
 
     # What is another's

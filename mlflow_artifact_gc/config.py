@@ -29,6 +29,7 @@ class Settings:
     environ: Mapping[str, str]
     grace_ms: int | None = None
     min_object_age_ms: int | None = None
+    orphan_quarantine_ms: int | None = None
     concurrency: int | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
@@ -47,6 +48,7 @@ class Settings:
             environ=found,
             grace_ms=_read(found, "GRACE", parse_duration),
             min_object_age_ms=_read(found, "MIN_OBJECT_AGE", parse_duration),
+            orphan_quarantine_ms=_read(found, "ORPHAN_QUARANTINE", parse_duration),
             concurrency=_read(found, "CONCURRENCY", _between(int, 1, 256)),
             max_bytes=_read(found, "MAX_BYTES", parse_size),
             max_objects=_read(found, "MAX_OBJECTS", _between(int, 0, 2**63)),

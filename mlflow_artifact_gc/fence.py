@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, holds, inbox, journal, planning, references
+from mlflow_artifact_gc import database, holds, inbox, journal, leftovers, planning, references
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
+from mlflow_artifact_gc.keeping import HoldKind
 from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Tombstone
 from mlflow_artifact_gc.policy import Scope
 
@@ -162,7 +163,7 @@ class Fence:
             now_ms = database.clock_ms(connection)
             until_ms = now_ms + self._lease_ms
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
-            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            tombstones = self._stones(connection, lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
             # Before the references are read: who puts one on after that makes another number of them.
             self._held = holds.count(connection)
@@ -200,12 +201,19 @@ class Fence:
             for location, begun in refused.items()
         }
 
+    def _stones(self, connection: Connection, lines: Sequence[Decision]) -> list[Tombstone]:
+        """The tombstones of ``lines`` as they are now, and a stand-in for each orphan that still has no row."""
+        tracking = self._tracked.on(connection)
+        found = tracking.tombstones(line.entity for line in lines if line.orphan is None)
+        orphans = [line for line in lines if line.orphan is not None]
+        return found + _still_without_rows(tracking, orphans) if orphans else found
+
     # Checks
 
     def recheck(self, lines: Sequence[Decision]) -> Admission:
         """Read stages and references once more: when the last reading is too old to act on."""
         with database.reading(self._engine) as connection:
-            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            tombstones = self._stones(connection, lines)
             self._require_same_settings(connection)
             noted = inbox.since(connection, self._noted_since_ms)
         still, changed = self._split(lines, tombstones, noted)
@@ -219,8 +227,9 @@ class Fence:
         chosen = [stone for stone in tombstones if (stone.entity.kind, stone.entity.id, stone.uri) in wanted]
         # Tombstones first, references after: what was referred to in between is seen.
         found = references.read(self._tracked, self._registry)
+        orphans = {line.entity.id for line in lines if line.orphan is not None}
         with self._tracked.reading() as tracking:
-            owners = tracking.owners(planning.ids_in_places(chosen))
+            owners = tracking.owners(planning.ids_in_places(chosen) | orphans)
         facts = planning.Facts(
             tombstones=chosen, references=found, owners=owners, destination=self._destination, swept_ms={}
         )
@@ -228,7 +237,10 @@ class Fence:
             facts, Scope(), cutoff_ms=self._plan.cutoff_ms, include_undated=self._undated(lines), again=True
         )
         verdicts = {(line.entity.kind, line.entity.id, line.uri): line for line in made}
-        pairs = [(line, _why_kept(line, verdicts.get((line.entity.kind, line.entity.id, line.uri)))) for line in lines]
+        pairs = [
+            (line, _back(line, owners) or _why_kept(line, verdicts.get((line.entity.kind, line.entity.id, line.uri))))
+            for line in lines
+        ]
         return Admission(
             due=tuple(line for line, why in pairs if not why),
             rejected=tuple(ended(line, Outcome.PROTECTED, why) for line, why in pairs if why),
@@ -249,7 +261,7 @@ class Fence:
 
     def _changed(self, lines: Sequence[Decision]) -> dict[Decision, SweepResult]:
         with database.reading(self._engine) as connection:
-            tombstones = self._tracked.on(connection).tombstones(line.entity for line in lines)
+            tombstones = self._stones(connection, lines)
             now_ms = database.clock_ms(connection)
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
@@ -296,6 +308,8 @@ class Fence:
         return still, changed
 
     def _why_not(self, line: Decision, stone: Tombstone | None) -> str:
+        if stone is None and line.orphan is not None:
+            return "it, or its experiment or workspace, has a row by now"
         if stone is None:
             return "restored, or its row has gone or changed, since the plan was made"
         if stone.deleted_ms is None and line.deleted_ms is not None:
@@ -303,6 +317,28 @@ class Fence:
         if stone.deleted_ms is not None and stone.deleted_ms > self._plan.cutoff_ms:
             return "restored and deleted again since the plan was made: a new grace period runs"
         return ""
+
+
+def _still_without_rows(tracking: references.Tracking, lines: Sequence[Decision]) -> list[Tombstone]:
+    """Stand-ins for those orphans of which no row has come, of the entity itself or of what was lost with it."""
+    there = tracking.owners(line.entity.id for line in lines)
+    ids = sorted({line.entity.experiment_id for line in lines})
+    gone = set(tracking.unknown(HoldKind.EXPERIMENT, ids))
+    workspaces = tracking.workspaces()
+    return [
+        leftovers.stand_in(line.entity, line.location)
+        for line in lines
+        if line.location is not None
+        and line.orphan is not None
+        and line.entity.id not in there
+        and (line.orphan.lost != leftovers.EXPERIMENT or line.entity.experiment_id in gone)
+        and (line.orphan.lost != leftovers.WORKSPACE or line.entity.workspace not in workspaces)
+    ]
+
+
+def _back(line: Decision, owners: Mapping[str, str]) -> str:
+    """Of an orphan: the row that names it, if one has come while the references were read."""
+    return f"{owners[line.entity.id]} has a row by now" if line.orphan and line.entity.id in owners else ""
 
 
 def _why_kept(line: Decision, now: Decision | None) -> str:

@@ -94,7 +94,7 @@ class Hider(Actor):
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
         elif not found.objects:
             work.end(Outcome.WAITING)
-        elif any(self.too_young(entry) for entry in shown.values()):
+        elif any(self.too_young(work, entry) for entry in shown.values()):
             work.end(Outcome.POSTPONED, "something was written into it while it was being hidden")
         elif shown and all(name in work.failures and not work.failures[name].retryable for name in shown):
             work.end(Outcome.FAILED, failed_detail(work))

@@ -34,6 +34,8 @@ NEXT_LOOK_MS: Final = 24 * 3_600_000
 """What is hidden or tagged is listed again so much later, and then again and again."""
 _BEGUN_MS: Final = 0
 """The date to look at what is being hidden or tagged. A later one is of somebody who asks for it meanwhile."""
+ORPHAN: Final = "orphan"
+"""The provenance of an intent that was swept although no row named its location."""
 LOST: Final = "its row in MLflow is gone for good"
 
 
@@ -425,7 +427,13 @@ def _take(
     now_ms: int,
     until_ms: int,
 ) -> None:
-    values = {"claimed_by": owner, "claimed_until_ms": until_ms, "plan_id": plan_id}
+    orphans = any(line.orphan is not None for line in mine.values())
+    values = {
+        "claimed_by": owner,
+        "claimed_until_ms": until_ms,
+        "plan_id": plan_id,
+        "provenance": ORPHAN if orphans else None,
+    }
     connection.execute(
         intents.update()
         .where(intents.c.location_sha256.in_(list(mine)))

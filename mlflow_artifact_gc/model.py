@@ -98,6 +98,9 @@ class Reason(StrEnum):
     OTHER_SERVER = "other-server"
     UNREADABLE = "unreadable"
     LAYOUT = "layout"
+    QUARANTINE = "quarantine"
+    YOUNG = "young"
+    NOT_OWNED = "not-owned"
 
     @property
     def verdict(self) -> Verdict:
@@ -122,6 +125,9 @@ _SENTENCES = {
     Reason.OTHER_SERVER: "its URI names a host: perhaps another server's artifacts",
     Reason.UNREADABLE: "its URI names no bucket and key",
     Reason.LAYOUT: "its URI has not the shape that MLflow gives to such artifacts",
+    Reason.QUARANTINE: "an orphan, and not seen as one for long enough",
+    Reason.YOUNG: "something in it is younger than the minimum age, or of an unknown age",
+    Reason.NOT_OWNED: "its root is not marked as this database's",
 }
 
 
@@ -155,10 +161,25 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Orphan:
+    """Why a line of a plan is one though no row of MLflow's names its location.
+
+    ``lost`` is what is no longer there (run, logged model, trace, experiment, workspace). ``newest_ms`` is the newest
+    modification in it, by S3's clock; None: something in it has no date, and nothing of it may go. ``seen_ms`` is when
+    it was first seen as it is now, None: never before.
+    """
+
+    lost: str
+    newest_ms: int | None
+    seen_ms: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """One line of a plan: what happens to an entity's location, and the one reason why.
 
-    ``location`` is None where the URI names none. The ``expected_`` fields are None until measured.
+    ``location`` is None where the URI names none. The ``expected_`` fields are None until measured. Of an ``orphan``
+    entity and location are what the path says, and ``uri`` is the location's.
     """
 
     entity: Entity
@@ -170,6 +191,7 @@ class Decision:
     root: Location | None = None
     expected_objects: int | None = None
     expected_bytes: int | None = None
+    orphan: Orphan | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -205,7 +227,11 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The decision, one line per location. A value: it touches nothing."""
+    """The decision, one line per location. A value: it touches nothing.
+
+    ``entity_rows`` is what ``max_share`` is a share of: the database's rows, or of orphans the entities' prefixes that
+    were found under the roots.
+    """
 
     id: str
     created_ms: int
@@ -220,6 +246,11 @@ class Plan:
     @property
     def due(self) -> tuple[Decision, ...]:
         return tuple(line for line in self.decisions if line.reason is Reason.DUE)
+
+    @property
+    def of_orphans(self) -> bool:
+        """Whether its lines are orphans; a plan holds no other beside them."""
+        return any(line.orphan is not None for line in self.decisions)
 
     @property
     def totals(self) -> Totals:

@@ -40,13 +40,22 @@ class Roots:
     """The roots of one sweep."""
 
     def __init__(
-        self, *, engine: Engine, client: S3Client, site: journal.Site, destination: Destination, executor: Executor
+        self,
+        *,
+        engine: Engine,
+        client: S3Client,
+        site: journal.Site,
+        destination: Destination,
+        executor: Executor,
+        marked_only: bool = False,
     ) -> None:
+        """With ``marked_only`` a root without a marker is nobody's: what lies there has no row that would prove it."""
         self._engine = engine
         self._client = client
         self._site = site
         self._destination = destination
         self._executor = executor
+        self._marked_only = marked_only
         self._around: dict[Location, Standing] = {}
         self._found: dict[Location, marker.Marker | None] = {}
         self._epochs: dict[Location, int] = {}
@@ -59,6 +68,8 @@ class Roots:
         """
         try:
             self._found[root] = self._compare(root)
+            if self._marked_only and self._found[root] is None:
+                return Standing(outcome=Outcome.PAUSED, detail=unmarked(root))
             return Standing()
         except RootRefused as error:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
@@ -83,6 +94,32 @@ class Roots:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
         except _Foreign as error:
             return Standing(outcome=Outcome.FOREIGN, detail=str(error))
+
+    def owned(self, root: Location) -> str:
+        """Why a root is not this database's by its marker; empty where it is.
+
+        Raises:
+            RootRefused: this database is a copy, or was moved or put back; or the marker is gone.
+            BucketPaused, Transient: that cannot be said.
+        """
+        if why := self.foreign(root):
+            return why
+        return unmarked(root) if self._compare(root) is None else ""
+
+    def foreign(self, root: Location) -> str:
+        """Which other database's a root is, by a marker in it or in a folder around it; empty: no other's.
+
+        Raises:
+            RootRefused, BucketPaused, Transient: as ``owned`` does.
+        """
+        try:
+            for folder in root.ancestors():
+                found = marker.read(self._client, folder)
+                if found is not None:
+                    self._require_ours(folder, found)
+        except _Foreign as error:
+            return str(error)
+        return ""
 
     def standing_around(self, root: Location, line: Decision) -> Standing:
         """Whether another marker lies in a folder around the location, above ``root`` or beneath it.
@@ -215,6 +252,11 @@ class Roots:
             if next(listing(self._client, location.bucket, location.prefix), None) is not None:
                 return True
         return False
+
+
+def unmarked(root: Location) -> str:
+    """Why nothing is swept under a root without a marker."""
+    return f"{root.uri} has no marker of this database: 'gc --own-roots' shows what lies there and writes it"
 
 
 class _Foreign(ArtifactGcError):

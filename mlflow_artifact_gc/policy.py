@@ -133,7 +133,12 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
     containing = [root for root in known if root.contains(location)]
     if containing:
         return max(containing, key=lambda root: len(root.prefix))
-    return location.parent(len(_SHAPES[tombstone.entity.kind]))
+    return home_of(location, tombstone.entity.kind)
+
+
+def home_of(location: Location, kind: EntityKind) -> Location:
+    """The experiment's location that an entity's own tells."""
+    return location.parent(len(_SHAPES[kind]))
 
 
 def root_of_experiment(uri: str, experiment_id: str, workspace: str, destination: Destination) -> Location | None:
@@ -163,8 +168,8 @@ def brakes(plan: Plan) -> list[str]:
     tripped: list[str] = []
     if totals.due > limits.share_from_locations and totals.due > limits.max_share * plan.entity_rows:
         tripped.append(
-            f"{totals.due:,} locations are {totals.due / max(plan.entity_rows, 1):.0%} of the database's "
-            f"{plan.entity_rows:,} runs, models and traces, more than --max-share {limits.max_share:g} allows"
+            f"{totals.due:,} locations are {totals.due / max(plan.entity_rows, 1):.0%} of {_whole(plan)}, more than "
+            f"--max-share {limits.max_share:g} allows"
         )
     if limits.max_locations is not None and totals.due > limits.max_locations:
         tripped.append(f"{totals.due:,} locations are more than --max-locations {limits.max_locations:,} allows")
@@ -177,6 +182,12 @@ def brakes(plan: Plan) -> list[str]:
             found, allowed = f"{show_count(totals.due_bytes)} B", f"{limits.max_bytes:,} B"
         tripped.append(f"{found} are more than --max-bytes {allowed} allows")
     return tripped
+
+
+def _whole(plan: Plan) -> str:
+    if plan.of_orphans:
+        return f"the {plan.entity_rows:,} prefixes of runs, models and traces that were found under the roots"
+    return f"the database's {plan.entity_rows:,} runs, models and traces"
 
 
 def require_within_brakes(plan: Plan) -> None:

@@ -47,7 +47,7 @@ class Purger(Actor):
                 del work.unknown[name]
         if found.empty:
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
-        elif any(self.too_young(entry) for entry in (*left.values(), *found.uploads)):
+        elif any(self.too_young(work, entry) for entry in (*left.values(), *found.uploads)):
             work.end(Outcome.POSTPONED, "something was written into it while it was being swept")
         elif left and all(name in work.failures and not work.failures[name].retryable for name in left):
             work.end(Outcome.FAILED, failed_detail(work))

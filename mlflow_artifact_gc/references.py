@@ -483,7 +483,7 @@ class Tracking:
         query = sa.select(tags.c.experiment_id, tags.c.value).where(tags.c.key == KEEP)
         portions = [query]
         if experiment_ids is not None:
-            ids = sorted(int(id_) for id_ in set(experiment_ids) if id_)
+            ids = sorted(_numbers(set(experiment_ids)))
             portions = [query.where(tags.c.experiment_id.in_(some)) for some in _chunks(ids)]
         return [
             Reference(holder=holder, text="", experiment_id=str(id_))
@@ -767,9 +767,7 @@ class Tracking:
 
     def _stages(self, name: str, column: str, ids: Sequence[str]) -> dict[str, str]:
         table = self._columns.table(name)
-        keys: Sequence[Any] = (
-            [int(id_) for id_ in ids if id_.isdecimal() and len(id_) < _DIGITS] if name == "experiments" else ids
-        )
+        keys: Sequence[Any] = _numbers(ids) if name == "experiments" else ids
         query = sa.select(table.c[column], table.c.lifecycle_stage)
         rows = [
             row for chunk in _chunks(keys) for row in self._connection.execute(query.where(table.c[column].in_(chunk)))
@@ -887,6 +885,11 @@ def _tombstone(kind: EntityKind, row: Any) -> Tombstone:
         deleted_ms=None if deleted_ms is None else int(deleted_ms),
         experiment_uri=experiment_uri or "",
     )
+
+
+def _numbers(ids: Iterable[str]) -> list[int]:
+    """Those that can be an experiment's id."""
+    return [int(id_) for id_ in ids if id_.isdecimal() and len(id_) < _DIGITS]
 
 
 def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

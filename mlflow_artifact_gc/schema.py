@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 """Every revision that this code knows, oldest first; a test compares it with the files of ``migrations/``."""
 
 # Any number, as long as it stays: two processes that create the tables meet in this lock ("argc" in ASCII).

@@ -134,6 +134,7 @@ class _Sweep:
             site=equipment.site,
             destination=equipment.destination,
             executor=self._executor,
+            marked_only=plan.of_orphans,
         )
         self._eraser: Eraser | None = None
         self._aborted = threading.Event()

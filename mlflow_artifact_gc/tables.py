@@ -133,6 +133,8 @@ intents = Table(
     Column("waiting_bytes", BigInteger, nullable=False, server_default="0"),
     # When somebody took a hide or tag back: nothing is done to it by itself until it is deleted again.
     Column("undone_ms", BigInteger),
+    # Of what the last sweep of it took it for: orphan; NULL: a tombstone's location.
+    Column("provenance", String(16)),
     PrimaryKeyConstraint("id", name="artifact_gc_intents_pk"),
     # One row per location: two processes that claim it meet in this row.
     UniqueConstraint("location_sha256", name="artifact_gc_intents_location"),
@@ -244,5 +246,26 @@ holds = Table(
     _one_of("kind", "artifact_gc_holds_kind", "run", "experiment", "logged_model", "registered_model", "location"),
     # No number twice: people speak of holds by their numbers.
     sqlite_autoincrement=True,
+    **_EXACT,
+)
+
+sightings = Table(
+    "artifact_gc_sightings",
+    metadata,
+    # Prefixes that no row accounted for when they were last listed; one that is no orphan any more has no row.
+    Column("location_sha256", String(64), nullable=False),
+    Column("bucket", String(_LABEL), nullable=False),
+    Column("prefix", String(_URI), nullable=False),
+    # When it was first seen with what it holds now, and last, by the database's clock.
+    Column("first_seen_ms", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger, nullable=False),
+    # What it held: whatever is newer, or more, begins the quarantine again.
+    Column("newest_ms", BigInteger, nullable=False),
+    Column("objects", BigInteger, nullable=False),
+    Column("versions", BigInteger, nullable=False),
+    Column("markers", BigInteger, nullable=False),
+    Column("uploads", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("location_sha256", name="artifact_gc_sightings_pk"),
     **_EXACT,
 )

@@ -156,7 +156,7 @@ class Tagger(Actor):
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
         elif not left and not work.unknown and not work.failures:
             work.end(Outcome.WAITING)
-        elif any(self.too_young(entry) for entry in left.values()):
+        elif any(self.too_young(work, entry) for entry in left.values()):
             work.end(Outcome.POSTPONED, "something was written into it while it was being tagged")
         elif left and all(name in work.failures and not work.failures[name].retryable for name in left):
             work.end(Outcome.FAILED, failed_detail(work))

@@ -86,7 +86,7 @@ def run(*, output: str, **options: Any) -> None:
     concurrency = options["concurrency"] or settings.concurrency or _CONCURRENCY
     client = s3.connect(settings.environ, threads=concurrency)
     prices = own or (config.shipped_prices() if _is_aws(client) else None)
-    with _opened(to_file, binary=output == "parquet") as file, _terminable(), _room(), Tally(prices) as tally:
+    with _opened(to_file, binary=output == "parquet") as file, _terminable(), room(), Tally(prices) as tally:
         with Meter("Listing", 0) as meter:
             findings = auditing.audit(setting, client, tally, concurrency=concurrency, progress=meter.listed)
         where, values = _conditions(options["conditions"], findings.now_ms)
@@ -133,7 +133,8 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def room() -> Iterator[None]:
+    """Says what to do where the temporary file has no room: ArtifactGcError."""
     try:
         yield
     except sqlite3.Error as error:

@@ -101,11 +101,12 @@ def asked_for(options: dict[str, Any], *, note: bool = True) -> Backlog:
         artifacts_destination=options["artifacts_destination"],
         unsafe_ignore_registry=options["unsafe_ignore_registry"],
     )
-    wishes = replace(_wishes(options, settings, session), note=note)
+    wishes = replace(wishes_of(options, settings, session), note=note)
     return Backlog(session, wishes, settings, json_output=options["output"] == "json")
 
 
-def _wishes(options: dict[str, Any], settings: Settings, session: Session) -> Wishes:
+def wishes_of(options: dict[str, Any], settings: Settings, session: Session) -> Wishes:
+    """What a command line, the environment and the site say together."""
     site = session.site
     older_than, min_age = options["older_than"], options["min_object_age"]
     grace_ms = never_below(site.grace_ms, settings.grace_ms) if older_than is None else older_than
@@ -381,16 +382,21 @@ class Backlog:
     def _confirm(self, plan: Plan) -> None:
         if not sys.stdin.isatty():
             raise Refused("Nobody can be asked here, so nothing was touched: add --yes, or run it in a terminal")
-        grace = self._wishes.grace_ms
-        shorter = (
-            "" if grace >= self._session.site.grace_ms else f" The grace period is shortened to {show_duration(grace)}."
-        )
         totals = plan.totals
-        question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations')}{shorter}"
+        question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations')}{self._shorter()}"
         if not ask(question, err=self._json):
             raise Refused("The answer was no, and nothing was touched")
 
+    def _shorter(self) -> str:
+        """What the question says of a margin that is shorter than the site's."""
+        grace = self._wishes.grace_ms
+        site = self._session.site.grace_ms
+        return "" if grace >= site else f" The grace period is shortened to {show_duration(grace)}."
+
     # Sweeping
+
+    def _others(self, plan: Plan) -> tuple[Location, ...]:
+        return places_beside(self._session, plan.due)
 
     def _sweep(self, plan: Plan, dense: frozenset[Location], deadline_s: float | None) -> sweeping.Report:
         equipment = sweeping.Equipment(
@@ -401,7 +407,7 @@ class Backlog:
             destination=self._session.destination,
             concurrency=self._wishes.concurrency,
             dense=dense,
-            others=places_beside(self._session, plan.due),
+            others=self._others(plan),
             missing_rule=bucket_rules.missing(self._session.site, self._connected(), plan),
             noted_since_ms=self._wishes.file.plan.created_ms if self._wishes.file else None,
         )
@@ -425,7 +431,11 @@ class Backlog:
         document = render.report_document(plan, report, self._kept, code=code)
         if self._wishes.file and self._selection:
             document |= render.selection_document(self._wishes.file, self._selection)
-        render.print_json({**document, "partly_needed": render.partly_document(self._partly)})
+        render.print_json({**document, "partly_needed": render.partly_document(self._partly), **self._more()})
+
+    def _more(self) -> dict[str, Any]:
+        """What the document of another kind of backlog says beside."""
+        return {}
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())

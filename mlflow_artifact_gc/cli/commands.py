@@ -231,6 +231,7 @@ Examples:
   mlflow-artifact-gc gc --backend-store-uri sqlite:///mlflow.db --dry-run
   mlflow-artifact-gc gc --run-ids 3f0c1…,77aa0… --older-than 0s
   mlflow-artifact-gc gc --yes --metadata delete --time-budget 2h
+  mlflow-artifact-gc gc --orphans --dry-run
 """
 )
 @_stores
@@ -240,9 +241,14 @@ Examples:
 @click.option("--time-budget", type=DURATION, help="Stop cleanly after so long; run again to go on.")
 @click.option("--jobs", is_flag=True, hidden=True)
 @click.option("--job-ids", hidden=True)
-@click.option("--orphans", is_flag=True, hidden=True)
-@click.option("--root", "roots", multiple=True, hidden=True)
-@click.option("--own-roots", is_flag=True, hidden=True)
+@click.option("--orphans", is_flag=True, help="Instead: what lies in S3 and has no row, live or deleted, any more.")
+@click.option("--root", "roots", multiple=True, metavar="URI", help="Of --orphans and --own-roots: only this root.")
+@click.option(
+    "--own-roots",
+    is_flag=True,
+    help="Show what lies under the roots, and mark them as this database's; sweeps nothing.",
+)
+@click.option("--orphan-quarantine", type=DURATION, help="Between two sightings of an orphan.  [default: the site's]")
 @click.option("--partial", is_flag=True, hidden=True)
 @_format
 def gc(**options: Any) -> None:
@@ -251,19 +257,29 @@ def gc(**options: Any) -> None:
     Takes every soft-deleted run, and the logged models and traces that were deleted or went with their experiment,
     past the grace period. What anything live refers to stays. The ids only narrow it down; they never shorten the
     grace period.
+
+    With --orphans it takes what no row accounts for any more, and nothing else: under roots that are marked as this
+    database's, in a layout of MLflow's, seen twice at least the site's orphan quarantine apart.
     """
     if options.pop("jobs") or options.pop("job_ids"):
         raise UsageError("Jobs have no artifacts of their own: 'mlflow gc --jobs' deletes their records")
-    for name in ("orphans", "own_roots", "partial"):
-        if options.pop(name):
-            raise NotYetSupported(f"--{name.replace('_', '-')} is not part of this version yet")
-    if options.pop("roots"):
-        raise NotYetSupported("--root belongs to --orphans, which is not part of this version yet")
+    if options.pop("partial"):
+        raise NotYetSupported("--partial is not part of this version yet")
+    orphans = {name: options.pop(name) for name in ("own_roots", "roots", "orphan_quarantine")}
+    wanted = options.pop("orphans") or orphans["own_roots"]
+    if not wanted and (orphans["roots"] or orphans["orphan_quarantine"] is not None):
+        raise UsageError("--root and --orphan-quarantine belong to --orphans: add it")
     _require_plannable(options)
+    options.pop("job_ids", None)
+    if wanted:
+        with _importing():
+            from mlflow_artifact_gc.cli import orphaned
+
+        orphaned.run(**orphans, **options)
+        return
     with _importing():
         from mlflow_artifact_gc.cli import backlog
 
-    options.pop("job_ids", None)
     backlog.run(**options)
 
 

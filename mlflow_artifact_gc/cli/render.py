@@ -73,6 +73,7 @@ def _decision_document(line: Decision) -> dict[str, Any]:
         "evidence": line.evidence,
         "expected_objects": line.expected_objects,
         "expected_bytes": line.expected_bytes,
+        **({"orphan": asdict(line.orphan)} if line.orphan else {}),
     }
 
 
@@ -97,6 +98,39 @@ def show_brakes(out: Output, tripped: Iterable[str]) -> None:
     """Why a plan would be refused, a line for each brake."""
     for sentence in tripped:
         out.print(sentence, style="red")
+
+
+def show_orphans(out: Output, plan: Plan, *, quarantine_ms: int, unknown: int, noted: bool) -> None:
+    """The same of what no row accounts for; ``noted``: this sight of it was written down."""
+    ordered = sorted(plan.decisions, key=_plan_order)
+    sweep = [line for line in ordered if line.verdict is Verdict.SWEEP]
+    keep = [line for line in ordered if line.verdict is Verdict.KEEP]
+    for title, lines, style in (("sweep", sweep, "red"), ("keep", keep, "green")):
+        grid = Grid(title, "objects", "size", "reason", "why", numbers=("objects", "size"))
+        for line in lines[:_LINES]:
+            grid.add_row(
+                line.uri,
+                show_count(line.expected_objects),
+                show_size(line.expected_bytes),
+                line.reason.value,
+                line.evidence or line.reason.sentence,
+                style=style,
+            )
+        if lines:
+            _show_table(out, grid, cut=len(lines) - _LINES)
+    _show_totals(out, plan)
+    if unknown:
+        out.print(f"Beside: {plural(unknown, 'prefix', 'prefixes')} of an unknown layout, which nothing touches.")
+    waits = [line.orphan.seen_ms for line in keep if line.reason is Reason.QUARANTINE and line.orphan]
+    first = [seen_ms for seen_ms in waits if seen_ms is not None]
+    new = len(waits) - len(first)
+    if new and noted:
+        out.print(
+            f"Noted: {plural(new, 'prefix', 'prefixes')} for the first time, or written to since. A 'gc --orphans' at "
+            f"least {show_duration(quarantine_ms)} from now sweeps what is still there and still without a row."
+        )
+    if first:
+        out.print(f"The next comes out of its quarantine at {show_instant(min(first) + quarantine_ms)}.")
 
 
 def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
@@ -162,6 +196,9 @@ REASON_WORDS: Final = {
     Reason.OTHER_SERVER: "of another server",
     Reason.UNREADABLE: "with an unreadable URI",
     Reason.LAYOUT: "of another layout",
+    Reason.QUARANTINE: "in quarantine",
+    Reason.YOUNG: "too young",
+    Reason.NOT_OWNED: "under a root that is not marked as this database's",
 }
 
 
@@ -423,9 +460,9 @@ def restored(one: Restored) -> str:
     return f"Taken back: {one.touched.entity}, {plural(one.back, 'object')}{gone}."
 
 
-def plural(count: int, word: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+def plural(count: int, word: str, many: str = "") -> str:
+    """``1 run``, ``2 runs``; ``many`` is a plural that is made otherwise."""
+    return f"{count:,} {word if count == 1 else many or f'{word}s'}"
 
 
 def kept_models(kept: Kept) -> str:

@@ -22,6 +22,7 @@ from mlflow_artifact_gc import (
     references,
     s3,
     schema,
+    sightings,
 )
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output
@@ -75,6 +76,9 @@ def run(**options: Any) -> None:
         before = journal.read_site(connection)
         after = _settings(connection, before, options, registry)
         journal.write_site(connection, after, database.clock_ms(connection))
+        if options["adopt"]:
+            # What has no row now may have had one that the restored database does not know.
+            sightings.forget_all(connection)
         if registry is not None or options["artifacts_destination"] is not None:
             # A person has said what is right; what servers said of themselves no longer stands against it.
             inbox.drained(connection, [note.id for note in inbox.servers(connection)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlflow_artifact_gc import agenda, database, expiring, holds, journal, kept, lease
+from mlflow_artifact_gc import agenda, database, expiring, holds, journal, kept, lease, sightings
 from mlflow_artifact_gc.cli import holding, render
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.keeping import Hold
@@ -33,6 +33,7 @@ def run(*, output: str, **options: Any) -> None:
         lost = agenda.lost(connection)
         waiting, stuck = expiring.sums(connection), expiring.stuck(connection)
         by_hand = holds.active(connection, now_ms)
+        orphans = sightings.summary(connection)
     cutoff_ms = now_ms - session.site.grace_ms
     # What waits for S3 is nothing that the worker would purge.
     found = read(session, Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False, action=Action.TAG)
@@ -51,6 +52,7 @@ def run(*, output: str, **options: Any) -> None:
         waiting=waiting,
         stuck=stuck,
         by_hand=by_hand,
+        orphans=orphans,
     )
     if output == "json":
         render.print_json({"command": "status", **_document(state)})
@@ -75,6 +77,8 @@ class _State:
     waiting: Mapping[Action, expiring.Waiting]
     stuck: list[str]
     by_hand: list[Hold]
+    orphans: tuple[int, int | None]
+    """How many were seen at the last look, and when the first of them was seen."""
 
     @property
     def worker_lives(self) -> bool:
@@ -124,6 +128,7 @@ def _document(state: _State) -> dict[str, Any]:
             "troubled": [{"locations": count, "why": why} for why, count in state.troubled],
         },
         "lost": state.lost,
+        "orphans": {"seen": state.orphans[0], "first_seen_ms": state.orphans[1]},
         "waiting": {
             action.value: {"locations": one.locations, "objects": one.objects, "bytes": one.size_bytes}
             for action, one in state.waiting.items()
@@ -193,8 +198,16 @@ def _kept_lines(state: _State, counts: Counter[Reason]) -> Iterator[str]:
     if state.lost:
         verb = "its row is" if state.lost == 1 else "their rows are"
         yield (
-            f"Remembered: {render.plural(state.lost, 'location')}, because {verb} gone for good; nothing in this "
-            "version purges what no row accounts for."
+            f"Remembered: {render.plural(state.lost, 'location')}, because {verb} gone for good; 'gc --orphans' purges "
+            "what no row accounts for."
+        )
+    seen, first_ms = state.orphans
+    if first_ms is not None:
+        until_ms = first_ms + state.site.orphan_quarantine_ms
+        yield (
+            f"Seen without a row by 'gc --orphans': {render.plural(seen, 'prefix', 'prefixes')}; the first "
+            f"{'is' if until_ms > state.now_ms else 'has been'} out of its quarantine "
+            f"{'at' if until_ms > state.now_ms else 'since'} {show_instant(until_ms)}."
         )
 
 

@@ -625,10 +625,7 @@ def test_a_bad_value(option: str, text: str, says: str, sqlite_uri: str) -> None
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("gc", "--orphans"),
-        ("gc", "--own-roots"),
         ("gc", "--partial"),
-        ("gc", "--root", "s3://bucket/prefix"),
     ],
 )
 def test_what_this_version_does_not_do(arguments: tuple[str, ...], sqlite_uri: str) -> None:
@@ -961,7 +958,7 @@ def test_the_environment_never_shortens(prepared: Prepared, monkeypatch: pytest.
         (("hold", "--help"), 0),
         (("hold", "add", "--help"), 0),
         (("gc", "--older-than", "soon"), 2),
-        (("gc", "--orphans"), 2),
+        (("gc", "--root", "s3://bucket/prefix"), 2),
         (("gc", "--jobs"), 2),
         (("init", "--action", "hide"), 2),
         (("purge",), 2),

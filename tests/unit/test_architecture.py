@@ -20,7 +20,7 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "expiry_tag", "locations", "model", "prices", "quantities"},
-    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning", "plan_files", "applying"},
+    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning", "leftovers", "plan_files", "applying"},
     {
         "config",
         "tables",
@@ -29,6 +29,7 @@ LAYERS = (
         "processes",
         "combining",
         "holds",
+        "sightings",
         "references",
         "inbox",
         "journal",
@@ -59,6 +60,7 @@ LAYERS = (
         "tallying",
         "inventory",
         "auditing",
+        "orphans",
     },
     {"hook", "intake", "rounds", "worker", "collecting", "requested"},
     {"cli", "demo", "__main__"},

@@ -14,6 +14,7 @@ from mlflow_artifact_gc.model import (
     Entity,
     EntityKind,
     Limits,
+    Orphan,
     Outcome,
     Plan,
     Reason,
@@ -143,6 +144,7 @@ OTHER_LINE: dict[str, Any] = {
     "root": Location("bucket", "1/"),
     "expected_objects": 2,
     "expected_bytes": 11,
+    "orphan": Orphan(lost="run", newest_ms=1),
 }
 
 

@@ -1,0 +1,379 @@
+"""``gc --orphans``: what no row accounts for goes after its quarantine, and nothing else ever does.
+
+S3's dates cannot be put back, so time passes in the sightings: ``wait`` dates them earlier.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_artifact_gc import fence
+from mlflow_artifact_gc.locations import Location
+from mlflow_artifact_gc.s3 import marker
+from tests.command import Ran, gc, init, run
+from tests.fakes3 import Fault, Kind, fake_s3
+from tests.fakes3.faults import FOR_GOOD
+from tests.servers import S3Server
+from tests.site import DAY_MS, Site
+
+MakeSite = Callable[[Site], Site]
+NOT_YOUNG = ("--min-object-age", "0s")
+
+
+def new_id(start: str = "") -> str:
+    """An id as MLflow makes them."""
+    return start + uuid.uuid4().hex
+
+
+def ran(site: Site, *arguments: str) -> Ran:
+    """``gc --orphans --yes`` on a site, with no minimum age."""
+    stores = ["--backend-store-uri", site.uri]
+    if site.registry_uri:
+        stores += ["--registry-store-uri", site.registry_uri]
+    return run("gc", *stores, "--orphans", "--yes", *NOT_YOUNG, *arguments)
+
+
+def hunt(site: Site, *arguments: str, expect: int = 0) -> Any:
+    """The same, and its report."""
+    done = ran(site, "--format", "json", *arguments)
+    assert done.code == expect, f"{done.code}: {done.err}\n{done.out}"
+    return done.json
+
+
+def wait(site: Site, days: int = 1) -> None:
+    """So much time passes between two runs."""
+    site.execute(
+        "UPDATE artifact_gc_sightings SET first_seen_ms = first_seen_ms - :ms, last_seen_ms = last_seen_ms - :ms",
+        ms=days * DAY_MS,
+    )
+
+
+def reasons(report: Any) -> dict[str, str]:
+    """Of each prefix why it goes or stays."""
+    return {line["uri"].split("/", 3)[3]: line["reason"] for line in report["plan"]["decisions"]}
+
+
+def outcomes(report: Any) -> dict[str, str]:
+    """What became of each prefix that was to be swept."""
+    return {result["location"].split("/", 3)[3]: result["outcome"] for result in report["results"]}
+
+
+def evidence(report: Any, prefix: str) -> str:
+    """What the plan says of one prefix."""
+    return next(str(line["evidence"]) for line in report["plan"]["decisions"] if line["uri"].endswith(prefix))
+
+
+def lose(site: Site, prefix: str, n_objects: int = 1) -> str:
+    """Objects that no row accounts for."""
+    site.write("nobody", f"s3://{site.bucket}/{prefix}", {f"part-{number}": 7 for number in range(n_objects)})
+    return prefix
+
+
+def keys(site: Site, prefix: str) -> list[str]:
+    """Everything that lies beneath a prefix, versions, markers and uploads included."""
+    return [item.key for item in site.items() if item.key.startswith(prefix)]
+
+
+@pytest.fixture
+def owned(site: Site) -> Site:
+    """A site that is set up, with a live run, and whose root is marked as its own."""
+    return own(site)
+
+
+def own(site: Site) -> Site:
+    """The same of another site."""
+    experiment = site.experiment()
+    site.run(experiment, n_objects=2)
+    swept = site.run(experiment, n_objects=1)
+    site.delete_run(swept)
+    init(site)
+    gc(site, "--run-ids", swept)
+    return site
+
+
+def test_an_orphan_goes_at_its_second_sighting(owned: Site) -> None:
+    """Runs, models, traces, of experiments that are there and that are not; versions, markers or an upload alone."""
+    owned.switch_versioning(on=True)
+    before = owned.snapshot()
+    places = [
+        lose(owned, f"mlruns/1/{new_id()}/artifacts/", 3),
+        lose(owned, f"mlruns/1/models/{new_id('m-')}/artifacts/"),
+        lose(owned, f"mlruns/1/traces/{new_id('tr-')}/artifacts/"),
+        lose(owned, f"mlruns/777/{new_id()}/artifacts/"),
+        lose(owned, f"mlruns/123456789012345678/{new_id()}/artifacts/"),
+        lose(owned, f"mlruns/workspaces/dropped/778/models/{new_id('m-')}/artifacts/"),
+        lose(owned, f"mlruns/1/{new_id()}/artifacts/"),
+        f"mlruns/1/{new_id()}/artifacts/",
+    ]
+    owned.client.delete_object(Bucket=owned.bucket, Key=f"{places[-2]}part-0")
+    owned.client.create_multipart_upload(Bucket=owned.bucket, Key=f"{places[-1]}unfinished")
+
+    assert set(reasons(hunt(owned, "--dry-run")).values()) == {"quarantine"}
+    first = hunt(owned)
+    wait(owned)
+    dry = hunt(owned, "--dry-run")
+    second = hunt(owned)
+
+    assert reasons(first) == dict.fromkeys(places, "quarantine")
+    assert "not seen before" in evidence(first, places[0])
+    assert first["results"] == []
+    assert reasons(dry) == dict.fromkeys(places, "due")
+    assert outcomes(second) == dict.fromkeys(places, "swept")
+    assert second["totals"]["aborted_uploads"] == 1
+    marker_key = f"mlruns/{marker.MARKER_NAME}"
+    assert {i.key for i in owned.items()} - {marker_key} == {i.key for i in before.items} - {marker_key}
+    assert hunt(owned)["plan"]["decisions"] == []
+    status = run("status", "--backend-store-uri", owned.uri, "--format", "json").json
+    assert status["orphans"] == {"seen": 0, "first_seen_ms": None}
+
+
+def test_on_each_server(server_uri: str, seaweed: S3Server, bucket: str, make_site: MakeSite) -> None:
+    """The same on PostgreSQL and MariaDB, behind the artifact proxy; a sighting is renewed, and adoption forgets it."""
+    site = make_site(Site.proxied(server_uri, seaweed, bucket))
+    lost = lose(own(site), f"artifacts/1/{new_id()}/artifacts/")
+    hunt(site)
+    wait(site)
+
+    init(site, "--adopt")
+
+    assert reasons(hunt(site)) == {lost: "quarantine"}
+    assert "not seen before" not in evidence(hunt(site), lost)
+    wait(site)
+    assert outcomes(hunt(site)) == {lost: "swept"}
+    assert keys(site, lost) == []
+
+
+def test_what_is_needed_or_unknown_stays(owned: Site) -> None:
+    """A registered model without a row, a hold, a keep tag, a live run within, a foreign marker within, odd ids."""
+    site = owned
+    registered, held, marked, around = (f"mlruns/1/{new_id()}/artifacts/" for _ in range(4))
+    model = f"mlruns/777/models/{new_id('m-')}/artifacts/"
+    odd, stray, backup = "mlruns/1/nightly/artifacts/", "mlruns/1/data/", f"mlruns/old/1/{new_id()}/artifacts/"
+    for place in (registered, held, marked, around, model, odd, stray, backup):
+        lose(site, place)
+    site.alias("churn", "champion", site.register("churn", f"s3://{site.bucket}/{model.removesuffix('artifacts/')}"))
+    site.register("legacy", f"runs:/{registered.split('/')[2]}/model")
+    hold = ("hold", "add", "--backend-store-uri", site.uri, "--reason", "audit")
+    assert run(*hold, "--location", f"s3://{site.bucket}/{held}").code == 0
+    foreign = marker.Marker(database_id="another", epoch=1, fingerprint="sqlite:/elsewhere")
+    marker.write(site.client, Location(site.bucket, f"{marked}inner/"), foreign)
+    inner = site.run(site.experiment())
+    site.execute(
+        "UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id",
+        id=inner,
+        uri=f"s3://{site.bucket}/{around}inner/{inner}/artifacts",
+    )
+    hunt(site)
+    wait(site)
+    before = site.snapshot()
+
+    report = hunt(site)
+
+    assert reasons(report) == {
+        registered: "protected", model: "protected", held: "protected", marked: "protected", around: "protected",
+    }  # fmt: skip
+    assert evidence(report, model).startswith("registered model churn, version 1 (@champion)")
+    assert "the marker object of a root lies in it" in evidence(report, marked)
+    assert report["orphans"]["unknown_layout"] >= 3
+    assert site.snapshot().ids >= before.ids - {item[:2] for item in before.items if item.key.endswith(".json")}
+
+
+def test_what_is_written_to_begins_its_quarantine_again(owned: Site) -> None:
+    """An object more, another one in its place; and what was gone in between, or has a row again, is forgotten."""
+    more, other, gone, still = (lose(owned, f"mlruns/1/{new_id()}/artifacts/") for _ in range(4))
+    hunt(owned)
+    wait(owned)
+    lose(owned, f"{more}deeper/")
+    lose(owned, other)
+    owned.client.delete_object(Bucket=owned.bucket, Key=f"{gone}part-0")
+
+    report = hunt(owned, "--dry-run")
+    assert reasons(report) == {more: "quarantine", other: "quarantine", still: "due"}
+    hunt(owned, "--max-objects", "0", expect=4)  # notes what it saw, and is held back
+    lose(owned, gone)
+    wait(owned)
+    assert reasons(hunt(owned)) == {more: "due", other: "due", still: "due", gone: "quarantine"}
+    assert reasons(hunt(owned)) == {gone: "quarantine"}
+
+
+@pytest.mark.parametrize("what", ["row", "experiment", "version", "hold", "object", "marker"])
+def test_what_comes_between_the_plan_and_the_fence_keeps_it(
+    owned: Site, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A row from a backup, its experiment, a model version, a hold, one object more, another's marker: nothing goes."""
+    number = "777" if what == "experiment" else "1"
+    lost = lose(owned, f"mlruns/{number}/{new_id()}/artifacts/", 2)
+    free = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    wait(owned)
+    uri, id_ = f"s3://{owned.bucket}/{lost}", lost.split("/")[2]
+    foreign = marker.Marker(database_id="another", epoch=1, fingerprint="sqlite:/elsewhere")
+    admit = fence.Fence.admit
+    acts: dict[str, Callable[[], object]] = {
+        "row": lambda: owned.execute(
+            "INSERT INTO runs (run_uuid, experiment_id, lifecycle_stage, artifact_uri) VALUES (:id, 1, :stage, :uri)",
+            stage="deleted",
+            id=id_,
+            uri=uri,
+        ),
+        "experiment": lambda: owned.execute("UPDATE experiments SET experiment_id = 777 WHERE name = 'spare'"),
+        "version": lambda: owned.register("churn", f"{uri}model"),
+        "hold": lambda: run(
+            "hold", "add", "--backend-store-uri", owned.uri, "--reason", "x", "--location", uri
+        ),
+        "object": lambda: lose(owned, f"{lost}late/"),
+        "marker": lambda: marker.write(owned.client, Location(owned.bucket, f"mlruns/{number}/{id_}/"), foreign),
+    }  # fmt: skip
+    owned.experiment("spare")
+
+    def late(self: fence.Fence, lines: Any) -> fence.Admission:
+        acts[what]()
+        return admit(self, lines)
+
+    monkeypatch.setattr(fence.Fence, "admit", late)
+    report = hunt(owned)
+
+    ends = {"object": "postponed", "marker": "foreign", "row": "restored", "experiment": "restored"}
+    assert outcomes(report) == {lost: ends.get(what, "protected"), free: "swept"}
+    assert len(keys(owned, f"{lost}part-")) == 2
+
+
+def test_only_under_roots_that_are_marked(
+    site: Site, make_site: MakeSite, sqlite_template: Path, tmp_path: Path
+) -> None:
+    """Without a marker nothing goes; a person writes it, but not over another database's, at the root or around it."""
+    bucket = site.bucket
+    site.run(site.experiment(), n_objects=1)
+    lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
+    old = lose(site, f"old/{new_id()}/artifacts/")
+    init(site)
+    assert reasons(hunt(site)) == {lost: "not-owned"}
+    assert "--own-roots" in evidence(hunt(site), lost)
+    on = ("gc", "--backend-store-uri", site.uri)
+    assert run(*on, "--orphans", "--root", f"s3://{bucket}/old").code == 2
+
+    before = site.snapshot()
+    shown = run(*on, "--own-roots")
+    assert (shown.code, "add --yes" in shown.err) == (4, True)
+    assert site.snapshot() == before
+    own_old = run(*on, "--own-roots", "--root", f"s3://{bucket}/old", "--yes", "--format", "json")
+    assert own_old.json["written"] == [f"s3://{bucket}/old/"]
+    own_root = run(*on, "--own-roots", "--yes")
+    assert own_root.code == 0, own_root.err
+    assert "Marked 1 root " in own_root.out
+    hunt(site)
+    wait(site)
+
+    path = tmp_path / "other.db"
+    shutil.copyfile(sqlite_template, path)
+    other = make_site(Site.direct(f"sqlite:///{path}", site.s3, bucket))
+    other.run(other.experiment(), n_objects=1)
+    init(other)
+    assert set(reasons(hunt(other)).values()) == {"protected"}
+    refused = run("gc", "--backend-store-uri", other.uri, "--own-roots", "--root", f"s3://{bucket}/mlruns/1", "--yes")
+    assert (refused.code, "belongs to another tracking database" in refused.err) == (1, True)
+
+    assert reasons(hunt(site, "--dry-run", "--root", f"s3://{bucket}/old")) == {old: "due"}
+    assert outcomes(hunt(site)) == {lost: "swept", old: "swept"}
+
+
+def test_a_database_of_yesterday_sweeps_nothing(owned: Site) -> None:
+    """Put back from a backup, today's runs look like orphans: it stops, and once adopted it begins to count anew."""
+    path = Path(owned.uri.removeprefix("sqlite:///"))
+    lost = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    wait(owned)
+    backup = path.read_bytes()
+    hunt(owned, "--dry-run")
+    today = owned.run("1", n_objects=2)
+    hunt(owned, "--max-objects", "0", expect=4)  # sees it, and is held back
+    owned.close()
+    path.write_bytes(backup)
+    before = owned.snapshot()
+
+    ran_ = ran(owned)
+
+    assert (ran_.code, "ahead of this database" in ran_.err) == (1, True)
+    assert owned.snapshot().items == before.items
+    init(owned, "--adopt")
+    found = reasons(hunt(owned))
+    assert found == {lost: "quarantine", f"mlruns/1/{today}/artifacts/": "quarantine"}
+    assert len(keys(owned, f"mlruns/1/{today}/")) == 2
+
+
+def test_an_empty_database_sweeps_nothing(owned: Site) -> None:
+    """Without a single row everything looks left over; so it does in a copy, which is told apart before."""
+    lost = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    wait(owned)
+    owned.execute("DELETE FROM tags")
+    owned.execute("DELETE FROM runs")
+
+    done = ran(owned)
+
+    assert (done.code, "holds no run" in done.err) == (1, True)
+    assert len(keys(owned, lost)) == 1
+
+
+def test_a_clock_that_goes_back_begins_the_quarantine_again(owned: Site) -> None:
+    """What was seen in the future was not seen."""
+    lost = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    wait(owned, days=-3)
+
+    assert reasons(hunt(owned, "--orphan-quarantine", "0s")) == {lost: "quarantine"}
+    assert reasons(hunt(owned, "--orphan-quarantine", "0s")) == {lost: "due"}
+
+
+@pytest.mark.parametrize("operation", ["ListObjectsV2", "ListObjectVersions", "ListMultipartUploads", "GetObject"])
+def test_what_cannot_be_listed_is_not_swept(
+    sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """AccessDenied in the middle: nothing goes, nothing is noted, and the exit code says so."""
+    with fake_s3() as fake:
+        fake.make_bucket("bucket").versioning = "Enabled" if operation == "ListObjectVersions" else ""
+        for name, value in fake.server.environ().items():
+            monkeypatch.setenv(name, value)
+        site = own(make_site(Site.direct(sqlite_uri, fake.server, "bucket")))
+        lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
+        hunt(site)
+        wait(site)
+        fault = Fault(kind=Kind.DENIED, operation=operation, nth=2, times=FOR_GOOD)
+        fake.plan(fault)
+        done = ran(site)
+        fake.plan()
+
+        assert fault.hit
+        assert done.code == 1, done.out
+        assert len(keys(site, lost)) == 1
+        assert outcomes(hunt(site)) == {lost: "swept"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--run-ids", "a"), "--run-ids"),
+        (("--experiment-ids", "1"), "--experiment-ids"),
+        (("--older-than", "0s"), "--older-than"),
+        (("--metadata", "delete"), "an orphan has no row"),
+        (("--workspace", "a"), "--workspace"),
+        (("--unsafe-ignore-registry",), "the registry may well need"),
+        (("--action", "tag"), "--action purge"),
+        (("--root", "file:///tmp"), "s3://bucket/prefix"),
+    ],
+)
+def test_what_does_not_go_with_it(sqlite_uri: str, arguments: tuple[str, ...], says: str) -> None:
+    """Options that mean nothing here are refused, not ignored."""
+    if arguments[0] in ("--action", "--root"):
+        stores = ("--backend-store-uri", sqlite_uri, "--registry-store-uri", sqlite_uri)
+        assert run("init", *stores).code == 0
+
+    done = run("gc", "--backend-store-uri", sqlite_uri, "--orphans", *arguments)
+
+    assert (done.code, says in done.err) == (2, True), done.err
