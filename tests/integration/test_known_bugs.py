@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests import servers
+from tests.abilities import needs
 from tests.command import gc, init, run
 from tests.hooked import Hooked
 from tests.servers import S3Server
@@ -73,6 +75,16 @@ def left(site: Site, *entities: str) -> list[str]:
     return [item.key for item in site.items() if any(f"/{entity}/" in item.key for entity in entities)]
 
 
+def gone_as_orphans(site: Site, *entities: str) -> None:
+    """``gc --orphans``, twice, frees what has no row any more."""
+    command = ("gc", "--backend-store-uri", site.uri, "--yes", *NOW[2:])
+    assert run(*command, "--own-roots").code == 0
+    for _ in range(2):
+        ran = run(*command, "--orphans", "--orphan-quarantine", "0s")
+        assert ran.code == 0, ran.err
+    assert not left(site, *entities)
+
+
 def test_1_an_experiment_s_logged_models_and_traces_are_left(pair: Pair, stock: Callable[..., Any]) -> None:
     """Their rows go with the experiment's, and their objects stay for ever; with us they go."""
 
@@ -86,6 +98,9 @@ def test_1_an_experiment_s_logged_models_and_traces_are_left(pair: Pair, stock: 
     assert stock(pair.stock).code == 0
     assert not rows(pair.stock) & set(theirs)
     assert len(left(pair.stock, *theirs)) == 3
+    pair.stock.run(pair.stock.experiment())
+    init(pair.stock, *NOW)
+    gone_as_orphans(pair.stock, *theirs)
 
     init(pair.ours, *NOW)
     assert mlflow_gc(pair.ours).code == 0
@@ -129,6 +144,21 @@ def test_3_deleted_traces_leave_their_objects(pair: Pair) -> None:
     assert trace not in rows(site)
     assert len(left(site, trace)) == 1, "MLflow deletes them by now"
     assert [(one.id, one.uri) for one in noted] == [(trace, uri)]
+    gone_as_orphans(site, trace)
+
+
+@needs("workspaces")
+def test_4_a_workspace_leaves_every_object(pair: Pair) -> None:
+    """Its rows are deleted at once, and what MLflow advises then finds nothing; ``gc --orphans`` does."""
+    site = pair.stock
+    site.run(site.experiment())
+    model, run_id = f"m-{uuid.uuid4().hex}", uuid.uuid4().hex
+    home = f"s3://{site.bucket}/mlruns/workspaces/vision/9"
+    for owner, place in ((run_id, f"{run_id}/artifacts"), (model, f"models/{model}/artifacts")):
+        site.write(owner, f"{home}/{place}", {"x": 1})
+    init(site, *NOW)
+
+    gone_as_orphans(site, run_id, model)
 
 
 def test_5_a_registered_model_is_destroyed(pair: Pair, stock: Callable[..., Any]) -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from mlflow_artifact_gc import fence
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.s3 import marker
 from tests.command import Ran, gc, init, run
-from tests.fakes3 import Fault, Kind, fake_s3
+from tests.fakes3 import FakeS3, Fault, Kind, fake_s3
 from tests.fakes3.faults import FOR_GOOD
+from tests.integration.s3_servers import wait_for_nothing
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 
@@ -67,6 +69,12 @@ def outcomes(report: Any) -> dict[str, str]:
 def evidence(report: Any, prefix: str) -> str:
     """What the plan says of one prefix."""
     return next(str(line["evidence"]) for line in report["plan"]["decisions"] if line["uri"].endswith(prefix))
+
+
+def sightings_of(site: Site) -> list[Any]:
+    """What is noted."""
+    with site.engine.connect() as connection:
+        return list(connection.execute(sa.text("SELECT * FROM artifact_gc_sightings ORDER BY prefix")))
 
 
 def lose(site: Site, prefix: str, n_objects: int = 1) -> str:
@@ -142,8 +150,7 @@ def test_on_each_server(server_uri: str, seaweed: S3Server, bucket: str, make_si
 
     init(site, "--adopt")
 
-    assert reasons(hunt(site)) == {lost: "quarantine"}
-    assert "not seen before" not in evidence(hunt(site), lost)
+    assert "not seen before" in evidence(hunt(site), lost)
     wait(site)
     assert outcomes(hunt(site)) == {lost: "swept"}
     assert keys(site, lost) == []
@@ -253,8 +260,9 @@ def test_only_under_roots_that_are_marked(
     lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
     old = lose(site, f"old/{new_id()}/artifacts/")
     init(site)
-    assert reasons(hunt(site)) == {lost: "not-owned"}
-    assert "--own-roots" in evidence(hunt(site), lost)
+    report = hunt(site)
+    assert reasons(report) == {lost: "not-owned"}
+    assert "--own-roots" in evidence(report, lost)
     on = ("gc", "--backend-store-uri", site.uri)
     assert run(*on, "--orphans", "--root", f"s3://{bucket}/old").code == 2
 
@@ -331,28 +339,50 @@ def test_a_clock_that_goes_back_begins_the_quarantine_again(owned: Site) -> None
     assert reasons(hunt(owned, "--orphan-quarantine", "0s")) == {lost: "due"}
 
 
-@pytest.mark.parametrize("operation", ["ListObjectsV2", "ListObjectVersions", "ListMultipartUploads", "GetObject"])
-def test_what_cannot_be_listed_is_not_swept(
-    sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, operation: str
-) -> None:
-    """AccessDenied in the middle: nothing goes, nothing is noted, and the exit code says so."""
+@pytest.fixture
+def faulty(sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeS3, Site]]:
+    """A site on an S3 that fails as it is told, as ``owned`` is."""
     with fake_s3() as fake:
-        fake.make_bucket("bucket").versioning = "Enabled" if operation == "ListObjectVersions" else ""
+        fake.make_bucket("bucket")
         for name, value in fake.server.environ().items():
             monkeypatch.setenv(name, value)
-        site = own(make_site(Site.direct(sqlite_uri, fake.server, "bucket")))
-        lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
-        hunt(site)
-        wait(site)
+        wait_for_nothing(monkeypatch)
+        yield fake, own(make_site(Site.direct(sqlite_uri, fake.server, "bucket")))
+
+
+def test_what_cannot_be_listed_is_not_swept(faulty: tuple[FakeS3, Site]) -> None:
+    """AccessDenied at any listing, or at a marker: nothing goes, nothing is noted, and the exit code says so."""
+    fake, site = faulty
+    lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(site)
+    wait(site)
+    noted = sightings_of(site)
+    for operation in ("ListObjectsV2", "ListMultipartUploads", "GetObject"):
         fault = Fault(kind=Kind.DENIED, operation=operation, nth=2, times=FOR_GOOD)
         fake.plan(fault)
         done = ran(site)
         fake.plan()
 
-        assert fault.hit
-        assert done.code == 1, done.out
+        assert (bool(fault.hit), done.code) == (True, 1), f"{operation}: {done.out}"
         assert len(keys(site, lost)) == 1
-        assert outcomes(hunt(site)) == {lost: "swept"}
+        assert sightings_of(site) == noted
+    assert outcomes(hunt(site)) == {lost: "swept"}
+
+
+def test_what_was_left_half_way_goes_on(faulty: tuple[FakeS3, Site]) -> None:
+    """A sweep that S3 ends half-way leaves less than was seen: the next one needs no quarantine for the rest."""
+    fake, site = faulty
+    lost = lose(site, f"mlruns/1/{new_id()}/artifacts/", 5)
+    hunt(site)
+    wait(site)
+    fault = Fault(kind=Kind.SOME_FAIL, operation="DeleteObjects", times=FOR_GOOD)
+    fake.plan(fault)
+    hunt(site, expect=3)
+    fake.plan()
+
+    assert fault.hit
+    assert 0 < len(keys(site, lost)) < 5
+    assert outcomes(hunt(site)) == {lost: "swept"}
 
 
 @pytest.mark.parametrize(

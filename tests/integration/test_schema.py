@@ -308,7 +308,7 @@ def test_absent(engine: Engine) -> None:
     with engine.connect() as connection:
         assert schema.current(connection) is None
         assert schema.state(connection) is SchemaState.ABSENT
-        with pytest.raises(TablesNotReady, match=r"no tables .*0004.*mlflow-artifact-gc init --backend-store-uri"):
+        with pytest.raises(TablesNotReady, match=r"no tables .*0005.*mlflow-artifact-gc init --backend-store-uri"):
             schema.require_current(connection)
 
 
@@ -333,7 +333,7 @@ def test_older(engine: Engine) -> None:
         connection.execute(text(_OLD_INTENT))
 
         assert schema.state(connection) is SchemaState.OLDER
-        with pytest.raises(TablesNotReady, match=r"older .*found: revision 0001, expected: 0004.*init --backend"):
+        with pytest.raises(TablesNotReady, match=r"older .*found: revision 0001, expected: 0005.*init --backend"):
             schema.require_current(connection)
         schema.upgrade(connection)
         assert schema.state(connection) is SchemaState.CURRENT
@@ -367,7 +367,7 @@ def test_two_revisions_at_once_are_not_ours(engine: Engine) -> None:
         schema.upgrade(connection)
         connection.execute(text(f"INSERT INTO {tables.VERSION_TABLE} VALUES ('0000')"))
 
-        assert schema.current(connection) == "0000, 0004"
+        assert schema.current(connection) == "0000, 0005"
         assert schema.state(connection) is SchemaState.NEWER
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-REVISION_FILE = "mlflow_artifact_gc/migrations/versions/0004_create_holds.py"
+REVISION_FILE = "mlflow_artifact_gc/migrations/versions/0005_create_sightings.py"
 
 ASK = """
 import mlflow_artifact_gc
@@ -95,7 +95,7 @@ def test_the_migrations_are_found(environment: Environment, tmp_path: Path) -> N
 
     assert not Path(package).is_relative_to(CHECKOUT)
     assert Path(migrations) in {Path(package).parent / "migrations", Path(package).parents[1] / "migrations"}
-    assert heads == "0004 0004"
+    assert heads == "0005 0005"
 
 
 def test_the_migrations_are_importable(environment: Environment, tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_plain_checkout_finds_the_migrations(checkout: Path, tmp_path: Path) -
 
     assert package == str(checkout / "mlflow_artifact_gc" / "__init__.py")
     assert migrations == str(checkout / "migrations")
-    assert heads == "0004 0004"
+    assert heads == "0005 0005"

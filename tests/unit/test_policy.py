@@ -102,7 +102,7 @@ def test_each_reason_has_its_case(case: Case) -> None:
 
 
 def test_no_reason_lacks_a_case() -> None:
-    """A new reason comes with a case; those of orphans are in test_leftovers.py, that of plan files in test_applying.py."""
+    """A new reason comes with a case; those of orphans and plan files: in test_leftovers.py and test_applying.py."""
     elsewhere = {Reason.QUARANTINE, Reason.YOUNG, Reason.NOT_OWNED, Reason.NOT_PLANNED}
 
     assert {case.reason for case in CASES.values()} == set(Reason) - elsewhere
