@@ -97,6 +97,12 @@ class Hunt:
             RootRefused: this database must not sweep there: it is a copy, or was put back from a backup.
             StorageError: a root could not be listed to its end.
         """
+        with self.session.tracked.reading() as tracking:
+            if not any(tracking.entity_rows().values()):
+                raise DatabaseUnusable(
+                    "This database holds no run, logged model or trace, so that everything in S3 looks left over, and "
+                    "nothing was touched: give the database that the server uses with --backend-store-uri"
+                )
         findings = self._audit(progress)
         lines = self._decided(quarantine_ms, min_age_ms, findings.now_ms)
         totals = self.tally.totals(("verdict",))
@@ -113,13 +119,6 @@ class Hunt:
     # Listing
 
     def _audit(self, progress: Callable[[int], None]) -> auditing.Findings:
-        with self.session.tracked.reading() as tracking:
-            rows = sum(tracking.entity_rows().values())
-        if not rows:
-            raise DatabaseUnusable(
-                "This database holds no run, logged model or trace, so that everything in S3 would look left over: "
-                "nothing was touched. Give the database that the server uses with --backend-store-uri"
-            )
         setting = self._setting()
         findings = auditing.audit(
             setting, self.client, self.tally, concurrency=self.concurrency, progress=progress

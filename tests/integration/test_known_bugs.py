@@ -140,6 +140,7 @@ def test_3_deleted_traces_leave_their_objects(pair: Pair) -> None:
     hooked.store.delete_traces(experiment, trace_ids=[trace])
     noted = hooked.taken()
     hooked.close()
+    site.run(experiment)
 
     assert trace not in rows(site)
     assert len(left(site, trace)) == 1, "MLflow deletes them by now"
