@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import auditing, database, journal, leftovers, planning, sightings
+from mlflow_artifact_gc import auditing, database, journal, leftovers, planning, s3, sightings
 from mlflow_artifact_gc.errors import DatabaseUnusable, NotOnS3, RootRefused, StorageError, UnreadableUri, UsageError
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Destination, Location
 from mlflow_artifact_gc.model import Decision, Entity, Orphan, Reason, Standing, Tombstone
 from mlflow_artifact_gc.ownership import Roots
 from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.quantities import show_instant
 from mlflow_artifact_gc.session import chunks
 from mlflow_artifact_gc.sightings import Held
 
@@ -104,6 +105,8 @@ class Hunt:
                     "nothing was touched: give the database that the server uses with --backend-store-uri"
                 )
         findings = self._audit(progress)
+        for bucket in sorted({root.bucket for root in findings.roots}):
+            self._require_one_time(bucket)
         lines = self._decided(quarantine_ms, min_age_ms, findings.now_ms)
         totals = self.tally.totals(("verdict",))
         if notes:
@@ -115,6 +118,19 @@ class Hunt:
             now_ms=findings.now_ms,
             roots=findings.roots,
         )
+
+    def _require_one_time(self, bucket: str) -> None:
+        """A clock that has jumped ends a quarantine, and a minimum age, before its time: S3 has another."""
+        with database.reading(self.session.engine) as connection:
+            own_ms = database.clock_ms(connection)
+        other_ms = s3.clock_ms(self.client, bucket)
+        if other_ms is None or abs(other_ms - own_ms) > CLOCKS_MS:
+            raise StorageError(
+                f"It is {show_instant(own_ms)} by the database's clock, and "
+                f"{'unknown' if other_ms is None else show_instant(other_ms)} by S3's at "
+                f"{s3.endpoint_name(self.client)}: how old anything is cannot be told, and nothing was swept. Set the "
+                "clock that is wrong, and run it again"
+            )
 
     # Listing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_artifact_gc.s3.client import connect, endpoint_name
+from mlflow_artifact_gc.s3.clock import clock_ms
 from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
 from mlflow_artifact_gc.s3.lifecycle import Configuration
@@ -52,6 +53,7 @@ __all__ = [
     "add_tag",
     "bucket_versioning",
     "carries",
+    "clock_ms",
     "connect",
     "current",
     "delete",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from mlflow_artifact_gc.demo.servers import S3Server
@@ -170,7 +171,8 @@ def _handler(fake: FakeS3) -> type[BaseHTTPRequestHandler]:
                 self._reset()
                 return
             self.send_response_only(abs(answer.status))
-            headers = {"x-amz-request-id": "fake", "Server": "fakes3", **answer.headers}
+            date = formatdate(fake.kept.clock_ms() / 1000, usegmt=True)
+            headers = {"x-amz-request-id": "fake", "Server": "fakes3", "Date": date, **answer.headers}
             if answer.status != 204:
                 headers["Content-Length"] = str(len(answer.body))
             for name, value in headers.items():
