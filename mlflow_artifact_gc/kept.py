@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -11,12 +11,10 @@ from mlflow_artifact_gc import database, lease, planning, policy, surveying
 from mlflow_artifact_gc.errors import StorageError
 
 if TYPE_CHECKING:
-    from mlflow_artifact_gc.model import Tombstone
+    from mlflow_artifact_gc.references import KeptModels
     from mlflow_artifact_gc.s3 import S3Client
     from mlflow_artifact_gc.session import Session
 
-_MOST: Final = 10_000
-"""Beyond so many a measurement lists for minutes."""
 _OLD_MS: Final = 24 * 3_600_000
 
 
@@ -34,18 +32,18 @@ class Kept:
         return bool(self.models) and (self.measured_ms is None or now_ms - self.measured_ms > _OLD_MS)
 
 
-def known(session: Session, models: Sequence[Tombstone]) -> Kept:
+def known(session: Session, models: KeptModels) -> Kept:
     """As it was last measured."""
-    if not models:
+    if not models.count:
         return Kept(models=0)
     with database.reading(session.engine) as connection:
         told = lease.standing(connection)
-    return Kept(models=len(models), objects=told.kept_objects, size_bytes=told.kept_bytes, measured_ms=told.kept_ms)
+    return Kept(models=models.count, objects=told.kept_objects, size_bytes=told.kept_bytes, measured_ms=told.kept_ms)
 
 
 def measure(
     session: Session,
-    models: Sequence[Tombstone],
+    models: KeptModels,
     connected: Callable[[], S3Client],
     *,
     concurrency: int,
@@ -57,10 +55,10 @@ def measure(
     Raises:
         DatabaseUnusable: the sums cannot be noted.
     """
-    places = [policy.place_of(model, session.destination).location for model in models]
-    found = tuple(dict.fromkeys(place for place in places if place))
-    if not models or len(found) > _MOST:
+    if not models.count or models.count > len(models.some):
         return known(session, models)
+    places = [policy.place_of(model, session.destination).location for model in models.some]
+    found = tuple(dict.fromkeys(place for place in places if place))
     tasks = planning.listing_tasks(found, frozenset())
     try:
         surveyor = surveying.Surveyor(connected(), stopped)
@@ -71,7 +69,7 @@ def measure(
     objects = sum(count for count, _ in sizes.values())
     size_bytes = sum(size for _, size in sizes.values())
     if not note:
-        return Kept(models=len(models), objects=objects, size_bytes=size_bytes)
+        return Kept(models=models.count, objects=objects, size_bytes=size_bytes)
     with database.writing(session.engine) as connection:
         lease.measured(connection, objects=objects, size_bytes=size_bytes)
     return known(session, models)

@@ -6,7 +6,9 @@ Two prefixes are compared here and nowhere else, and a prefix always ends in ``/
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 from urllib.parse import ParseResult, unquote, urlparse
 
@@ -18,6 +20,9 @@ WORKSPACES_FOLDER: Final = "workspaces"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PROXY_ROUTE: Final = "/api/2.0/mlflow-artifacts/artifacts/"
+_PLAIN = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/([A-Za-z0-9/._=-]*)")
+"""Nearly every URI of a database: nothing in it that ``urlparse`` would take apart in another way, at a tenth of the
+time."""
 _S3_SCHEMES = frozenset({"s3", "s3a", "s3n"})
 
 
@@ -50,6 +55,8 @@ class Location:
             NotOnS3: the URI names a place outside S3.
             UnreadableUri: it is meant for S3 (or the proxy) and names no bucket and key.
         """
+        if plain := _PLAIN.fullmatch(uri):
+            return cls.checked(uri, plain[1], plain[2])
         proxied = proxied_path(uri)
         if proxied is not None:
             return destination.resolve(proxied, workspace)
@@ -81,16 +88,19 @@ class Location:
 
     def ancestors(self) -> tuple[Location, ...]:
         """This location and all that contain it, longest first, down to the whole bucket."""
-        segments = self.prefix.split("/")[:-1]
-        return tuple(
-            Location(self.bucket, "".join(f"{segment}/" for segment in segments[:depth]))
-            for depth in range(len(segments), -1, -1)
-        )
+        return tuple(Location(self.bucket, folder) for folder in self.folders())
+
+    def folders(self) -> Iterator[str]:
+        """The prefixes of ``ancestors``."""
+        end = len(self.prefix)
+        while end:
+            yield self.prefix[:end]
+            end = self.prefix.rfind("/", 0, end - 1) + 1
+        yield ""
 
     def parent(self, levels: int = 1) -> Location:
         """The location ``levels`` segments up; the whole bucket when there are not that many."""
-        up = self.ancestors()
-        return up[min(levels, len(up) - 1)]
+        return Location(self.bucket, next(islice(self.folders(), levels, None), ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,8 @@ def proxied_path(uri: str) -> str | None:
     Raises:
         UnreadableUri: not a URI.
     """
+    if _PLAIN.fullmatch(uri):
+        return None
     parsed = _split(uri)
     if parsed.scheme == "mlflow-artifacts":
         return parsed.path.lstrip("/")

@@ -36,20 +36,74 @@ class Facts:
     """The same of those that are hidden or tagged."""
     undone_ms: Mapping[Location, int | None] = field(default_factory=dict)
     """Locations of which a person has taken back a hide or tag, and when."""
+    candidates: Candidates | None = None
+    """Those of ``tombstones`` and ``destination``, where somebody has them already."""
+
+
+class Candidates:
+    """Where some tombstones' artifacts lie, and which of them a reference protects: indexed once.
+
+    Raises:
+        ReferencesIncomplete: as ``require_destination`` does.
+    """
+
+    def __init__(self, tombstones: Sequence[Tombstone], destination: Destination) -> None:
+        require_destination(tombstones, destination)
+        self.places = [place_of(tombstone, destination) for tombstone in tombstones]
+        self._positions = [index for index, place in enumerate(self.places) if place.location]
+        self._protection = Protection(
+            [
+                Candidate(tombstones[index].entity.id, location, tombstones[index].entity.experiment_id)
+                for index in self._positions
+                if (location := self.places[index].location) is not None
+            ],
+            destination,
+        )
+
+    def protected_by(self, reference: Reference) -> list[int]:
+        """The positions among the tombstones. Raises as ``Protection.protected_by`` does."""
+        return [self._positions[hit] for hit in self._protection.protected_by(reference)]
+
+    def matters(self, reference: Reference) -> bool:
+        """Whether it protects any of them; of a million versions most do not. Raises as ``protected_by`` does."""
+        return bool(self._protection.protected_by(reference))
+
+    def shields(self, references: Iterable[Reference]) -> dict[int, tuple[str, str]]:
+        """For each protected position: the first live holder, and the first deleted one."""
+        shields: dict[int, tuple[str, str]] = {}
+        for reference in references:
+            for position in self.protected_by(reference):
+                live, deleted = shields.get(position, ("", ""))
+                if reference.live:
+                    live = live or reference.holder
+                else:
+                    deleted = deleted or reference.holder
+                shields[position] = (live, deleted)
+        return shields
 
 
 def ids_in_places(tombstones: Iterable[Tombstone]) -> set[str]:
     """Ids of other entities that the URIs may hold: whoever owns one of them, its artifacts lie around."""
-    return {segment for tombstone in tombstones for segment in _other_ids(tombstone)}
+    segments = {
+        segment
+        for tombstone in tombstones
+        for segment in tombstone.uri.split("/")
+        if segment and segment != tombstone.entity.id
+    }
+    return _ids_in(segments)
 
 
 def _other_ids(tombstone: Tombstone) -> set[str]:
+    own = tombstone.entity.id
+    return _ids_in(segment for segment in tombstone.uri.split("/") if segment and segment != own) - {own}
+
+
+def _ids_in(segments: Iterable[str]) -> set[str]:
     found: set[str] = set()
-    for segment in tombstone.uri.split("/"):
-        if segment and segment != tombstone.entity.id:
-            found.add(segment)
-            found.update(form for core in cores(segment) for form in (core, f"m-{core}", f"tr-{core}"))
-    return found - {tombstone.entity.id}
+    for segment in segments:
+        found.add(segment)
+        found.update(form for core in cores(segment) for form in (core, f"m-{core}", f"tr-{core}"))
+    return found
 
 
 def require_destination(tombstones: Iterable[Tombstone], destination: Destination) -> None:
@@ -81,12 +135,12 @@ def decisions(
         include_undated: take those without a date too; those that ``scope`` names by id are taken anyway.
         again: take what was swept before too, to delete its metadata.
     """
-    require_destination(facts.tombstones, facts.destination)
-    chosen = [tombstone for tombstone in facts.tombstones if scope.covers(tombstone.entity)]
-    places = [place_of(tombstone, facts.destination) for tombstone in chosen]
-    shields = _shields(chosen, places, facts)
+    candidates = facts.candidates or Candidates(facts.tombstones, facts.destination)
+    shields = candidates.shields(facts.references)
     made: list[Decision] = []
-    for index, (tombstone, place) in enumerate(zip(chosen, places, strict=True)):
+    for index, (tombstone, place) in enumerate(zip(facts.tombstones, candidates.places, strict=True)):
+        if not scope.covers(tombstone.entity):
+            continue
         protected_by, nested_with = shields.get(index, ("", ""))
         found = Circumstances(
             protected_by=protected_by,
@@ -103,31 +157,16 @@ def decisions(
 
 def _without_twins(lines: Sequence[Decision]) -> tuple[Decision, ...]:
     """One line a location: a trace's two URIs may name one place (its data, and their archive in the same folder)."""
-    kept: dict[tuple[Entity, Location | str], Decision] = {}
+    kept: list[Decision] = []
+    seen: set[tuple[Entity, Location | str]] = set()
     for line in lines:
-        kept.setdefault((line.entity, line.location or line.uri), line)
-    return tuple(kept.values())
-
-
-def _shields(chosen: Sequence[Tombstone], places: Sequence[Place], facts: Facts) -> dict[int, tuple[str, str]]:
-    """For each protected position: the first live holder, and the first deleted one."""
-    positions = [index for index, place in enumerate(places) if place.location]
-    candidates = [
-        Candidate(chosen[index].entity.id, location, chosen[index].entity.experiment_id)
-        for index in positions
-        if (location := places[index].location) is not None
-    ]
-    protection = Protection(candidates, facts.destination)
-    shields: dict[int, tuple[str, str]] = {}
-    for reference in facts.references:
-        for hit in protection.protected_by(reference):
-            live, deleted = shields.get(positions[hit], ("", ""))
-            if reference.live:
-                live = live or reference.holder
-            else:
-                deleted = deleted or reference.holder
-            shields[positions[hit]] = (live, deleted)
-    return shields
+        if line.entity.kind is EntityKind.TRACE:
+            key = (line.entity, line.location or line.uri)
+            if key in seen:
+                continue
+            seen.add(key)
+        kept.append(line)
+    return tuple(kept)
 
 
 def partly_needed(lines: Iterable[Decision], facts: Facts) -> dict[Location, tuple[Location, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from mlflow_artifact_gc.errors import NotOnS3, Refused, UnreadableUri
@@ -88,10 +89,9 @@ def place_of(tombstone: Tombstone, destination: Destination) -> Place:  # noqa: 
         return Place(problem=Reason.UNREADABLE, evidence=str(error))
     if len(location.prefix.encode()) > _LONGEST_KEY:
         return Place(problem=Reason.UNREADABLE, evidence=f"its prefix is longer than S3's {_LONGEST_KEY} bytes")
-    shape = tuple(part.format(id=tombstone.entity.id) for part in _SHAPES[tombstone.entity.kind])
-    found = tuple(location.prefix.split("/")[:-1][-len(shape) :])
-    if not tombstone.entity.id or "/" in tombstone.entity.id or found != shape:
-        return Place(problem=Reason.LAYOUT, evidence=f"expected …/{'/'.join(shape)}/, found {location.uri}")
+    shape = "/".join(_SHAPES[tombstone.entity.kind]).format(id=tombstone.entity.id)
+    if not tombstone.entity.id or "/" in tombstone.entity.id or not f"/{location.prefix}".endswith(f"/{shape}/"):
+        return Place(problem=Reason.LAYOUT, evidence=f"expected …/{shape}/, found {location.uri}")
     return Place(location=location)
 
 
@@ -126,10 +126,8 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
     (``<root>/<id>`` or ``<root>/workspaces/<name>/<id>``): the root is what is above. A location outside its
     experiment's is its own parent's.
     """
-    known = [destination.root] if destination.root else []
-    with suppress(NotOnS3, UnreadableUri):
-        experiment = Location.parse(tombstone.experiment_uri, destination, tombstone.entity.workspace)
-        known.append(server_root(experiment, tombstone.entity.experiment_id, tombstone.entity.workspace))
+    entity = tombstone.entity
+    known = _roots_of(tombstone.experiment_uri, entity.experiment_id, entity.workspace, destination)
     containing = [root for root in known if root.contains(location)]
     if containing:
         return max(containing, key=lambda root: len(root.prefix))
@@ -139,6 +137,15 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
 def home_of(location: Location, kind: EntityKind) -> Location:
     """The experiment's location that an entity's own tells."""
     return location.parent(len(_SHAPES[kind]))
+
+
+@lru_cache(maxsize=4096)
+def _roots_of(uri: str, experiment_id: str, workspace: str, destination: Destination) -> tuple[Location, ...]:
+    """The destination's root, and what an experiment's location tells: the same for all of its entities."""
+    known = [destination.root] if destination.root else []
+    with suppress(NotOnS3, UnreadableUri):
+        known.append(server_root(Location.parse(uri, destination, workspace), experiment_id, workspace))
+    return tuple(known)
 
 
 def root_of_experiment(uri: str, experiment_id: str, workspace: str, destination: Destination) -> Location | None:

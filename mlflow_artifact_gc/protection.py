@@ -26,6 +26,9 @@ _HEX_RUN = re.compile(r"[0-9a-fA-F]{32,}")
 _ID_WITH_CORE = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
 _S3_URI = re.compile(r"s3[an]?:", re.IGNORECASE)
 _PROXIED_URI = re.compile(r"mlflow-artifacts:", re.IGNORECASE)
+_NO_DESTINATION: Final = Destination()
+_OF_REGISTRY: Final = ("models:", "runs:")
+"""They name no place, and most texts of a registry are such."""
 _S3_ARN = re.compile(r"arn:[^:]*:s3:[^:]*:[^:]*:(?P<rest>.+)", re.IGNORECASE)
 # A reader such as Spark takes these as a pattern: then everything beside the first of them may be meant.
 _PATTERN = re.compile(r"[*?\[{#\x1f]")
@@ -66,16 +69,19 @@ class Protection:
     def __init__(self, candidates: Sequence[Candidate], destination: Destination) -> None:
         self._candidates = candidates
         self._destination = destination
-        self._by_core: defaultdict[str, list[int]] = defaultdict(list)
+        self._by_core: dict[str, tuple[int, ...]] = {}
         self._odd: list[int] = []
         self._by_experiment: defaultdict[str, list[int]] = defaultdict(list)
         self._by_bucket: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._lengths: defaultdict[str, set[int]] = defaultdict(set)
         for index, candidate in enumerate(candidates):
             if _ID_WITH_CORE.fullmatch(candidate.id):
-                self._by_core[candidate.id[-_CORE:]].append(index)
+                core = candidate.id[-_CORE:]
+                self._by_core[core] = (*self._by_core.get(core, ()), index)
             else:
                 self._odd.append(index)
             self._by_bucket[candidate.location.bucket].append((candidate.location.prefix, index))
+            self._lengths[candidate.location.bucket].add(len(candidate.location.prefix))
             self._by_experiment[candidate.experiment_id].append(index)
         for places in self._by_bucket.values():
             places.sort()
@@ -103,9 +109,10 @@ class Protection:
         Raises:
             ReferencesIncomplete: as ``protected_by`` does.
         """
-        places = [place for place, _ in self._places(reference)]
         found: dict[int, tuple[Location, ...]] = {}
-        for index in self.protected_by(reference):
+        hits = self.protected_by(reference)
+        places = [place for place, _ in self._places(reference)] if hits else []
+        for index in hits:
             whole = self._candidates[index].location
             inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
             plain = reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
@@ -122,14 +129,18 @@ class Protection:
 
     def _by_place(self, place: Location, strength: Strength) -> Iterator[int]:
         places = self._by_bucket.get(place.bucket, [])
-        for above in place.ancestors():
-            yield from _equal(places, above.prefix)
+        lengths = self._lengths.get(place.bucket, ())
+        for above in place.folders():
+            if len(above) in lengths:
+                yield from _equal(places, above)
         if strength is Strength.NAMES:
             yield from _starting(places, place.prefix)
 
     def _places(self, reference: Reference) -> Iterator[tuple[Location | None, Strength]]:
         """The places that the text may name, and how far each reaches; None stands for every place."""
         text = reference.text.strip()
+        if text.startswith(_OF_REGISTRY):
+            return
         named = _before_pattern(text)
         try:
             path = proxied_path(named)
@@ -178,7 +189,7 @@ def _on_s3(text: str, strength: Strength) -> Iterator[tuple[Location | None, Str
     uri = f"s3://{arn['rest'].removeprefix('accesspoint/')}" if arn else text
     try:
         for reading in readings(uri):
-            yield Location.parse(reading, Destination()), strength
+            yield Location.parse(reading, _NO_DESTINATION), strength
     except (UnreadableUri, NotOnS3):
         bucket = re.match(r"s3[an]?://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/|$)", uri, re.IGNORECASE)
         yield (Location(bucket[1], "") if bucket else None), Strength.NAMES

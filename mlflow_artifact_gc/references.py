@@ -8,10 +8,11 @@ with a line per experiment.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from sys import intern
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -30,6 +31,9 @@ ID_MARK: Final = "\x1f"
 """Stands for a row's own id in a text; no URI holds such a character."""
 DELETED: Final = "deleted"
 _IN_LIMIT: Final = 500
+_FEW_SCANS: Final = 4
+_ROWS_AT_ONCE: Final = 5_000
+"""Of a large table so many rows are fetched at a time: a driver's own default is all of them."""
 _NEEDED: Final = {
     "logged_models": (
         "model_id",
@@ -155,12 +159,17 @@ class Tracking:
             only: these entities alone; those among them that are not deleted are left out.
         """
         wanted = None if only is None else _ids_by_kind(only)
-        found: list[Tombstone] = []
+        by_kind: dict[EntityKind, list[Tombstone]] = {}
         for kind, query in self._tombstone_queries():
+            found = by_kind[kind] = []
             for rows in _restricted(self._connection, query, kind, wanted):
-                found += [_tombstone(kind, row) for row in rows]
-        # Once where two tags of a trace name one place.
-        return sorted(set(found), key=lambda tombstone: (tombstone.entity.kind, tombstone.entity.id, tombstone.uri))
+                found += (_tombstone(kind, row) for row in rows)
+            # Only a trace comes twice: once where two of its tags name one place. Of a million runs no keys are made.
+            if kind is EntityKind.TRACE:
+                found[:] = sorted(set(found), key=lambda tombstone: (tombstone.entity.id, tombstone.uri))
+            else:
+                found.sort(key=lambda tombstone: tombstone.entity.id)
+        return [tombstone for kind in sorted(by_kind) for tombstone in by_kind[kind]]
 
     def tombstones_of(self, experiment_ids: Sequence[str]) -> list[Tombstone]:
         """The tombstones of these experiments: a scan of each table, as MLflow's own delete makes one."""
@@ -219,13 +228,24 @@ class Tracking:
 
     def entity_rows(self) -> dict[tuple[EntityKind, str], int]:
         """How many entities, live and deleted, each experiment has of a kind: what the brakes take a share of."""
-        found: dict[tuple[EntityKind, str], int] = {}
+        return self.census().rows
+
+    def census(self) -> Census:
+        """``entity_rows``, and whether anything is deleted at all: one scan of each table."""
+        rows: dict[tuple[EntityKind, str], int] = {}
+        stages = sa.select(sa.func.count()).select_from(self._experiments).where(self._experiment_deleted)
+        deleted = int(self._connection.execute(stages).scalar_one())
         for kind, name, _ in _ID_COLUMNS:
             if self._columns.has(name):
                 table = self._columns.table(name)
-                query = sa.select(table.c.experiment_id, sa.func.count()).group_by(table.c.experiment_id)
-                found.update({(kind, str(id_)): count for id_, count in self._connection.execute(query)})
-        return found
+                mine: sa.ColumnElement[Any] = sa.literal(0)
+                if kind is not EntityKind.TRACE:
+                    mine = sa.func.sum(sa.case((table.c.lifecycle_stage == DELETED, 1), else_=0))
+                query = sa.select(table.c.experiment_id, sa.func.count(), mine).group_by(table.c.experiment_id)
+                for id_, count, dead in self._connection.execute(query):
+                    rows[kind, str(id_)] = count
+                    deleted += int(dead)
+        return Census(rows=rows, deleted=bool(deleted))
 
     def samples(self, experiment_ids: Sequence[str], *, limit: int = 200) -> list[Tombstone]:
         """Some rows of these experiments, live or deleted: an object of one of them proves where the artifacts lie."""
@@ -239,27 +259,29 @@ class Tracking:
             found += [_tombstone(EntityKind.RUN, row) for row in self._connection.execute(query.limit(limit))]
         return found
 
-    def models_of_deleted_runs(self) -> list[Tombstone]:
-        """Live logged models of deleted runs: kept, because MLflow still shows them."""
+    def models_of_deleted_runs(self, *, most: int) -> KeptModels:
+        """Live logged models of deleted runs: kept, because MLflow still shows them. The rows of ``most`` at most."""
         if not self._columns.has("logged_models"):
-            return []
+            return KeptModels()
         models, runs = self._columns.table("logged_models"), self._runs
         query = self._with_experiment(models, models.c.model_id, models.c.artifact_location, runs.c.deleted_time)
         query = query.join(runs, runs.c.run_uuid == models.c.source_run_id)
         query = query.where(runs.c.lifecycle_stage == DELETED, sa.not_(self._model_gone(models)))
-        return [_tombstone(EntityKind.LOGGED_MODEL, row) for row in self._connection.execute(query)]
+        rows = self._connection.execute(query.limit(most + 1)).all()
+        count = len(rows)
+        if count > most:
+            count = self._connection.execute(query.with_only_columns(sa.func.count())).scalar_one()
+        return KeptModels(count=count, some=tuple(_tombstone(EntityKind.LOGGED_MODEL, row) for row in rows[:most]))
 
     # Who points where
 
-    def references(self) -> list[Reference]:
+    def references(self) -> Iterator[Reference]:
         """What the rows of the tracking database protect, live ones and tombstones alike."""
-        return [
-            *self._own_places(),
-            *self._experiment_places(),
-            *self._dataset_sources(),
-            *self._attachments(),
-            *self._inputs_and_outputs(),
-        ]
+        yield from self._own_places()
+        yield from self._experiment_places()
+        yield from self._dataset_sources()
+        yield from self._attachments()
+        yield from self._inputs_and_outputs()
 
     def own_places(self) -> list[Reference]:
         """Where the rows say that their own artifacts lie: one for all that differ in their ids alone."""
@@ -567,9 +589,15 @@ class Tracking:
         if self._columns.has("logged_models"):
             models = self._columns.table("logged_models")
             query = sa.select(models.c.source_run_id, models.c.model_id)
-            for ids in _chunks(sorted(set(run_ids))):
-                for run_id, model_id in self._connection.execute(query.where(models.c.source_run_id.in_(ids))):
-                    found[run_id].append(model_id)
+            wanted = set(run_ids)
+            by_run = models.c.source_run_id
+            # The column has no index: each query reads the whole table, so beyond a few one reads all of it.
+            few = len(wanted) <= _FEW_SCANS * _IN_LIMIT
+            portions = [query.where(by_run.in_(ids)) for ids in _chunks(sorted(wanted))]
+            for portion in portions if few else [query.where(by_run.is_not(None))]:
+                for run_id, model_id in self._connection.execute(portion.execution_options(yield_per=_ROWS_AT_ONCE)):
+                    if few or run_id in wanted:
+                        found[run_id].append(model_id)
         return dict(found)
 
     def along_with(self, run_ids: Iterable[str]) -> set[str]:
@@ -801,6 +829,25 @@ class OwnRow:
     full: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """How many entities each experiment has of a kind, live and deleted.
+
+    ``deleted`` False: no run, no logged model and no experiment is, so that there is no tombstone.
+    """
+
+    rows: dict[tuple[EntityKind, str], int]
+    deleted: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptModels:
+    """Live logged models of deleted runs: how many, and some of them, which are all where they are as many."""
+
+    count: int = 0
+    some: tuple[Tombstone, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TrackingDatabase:
     """A tracking database, probed once, and the site's word on when a logged model goes."""
@@ -870,7 +917,7 @@ def _restricted(
     connection: Connection, query: sa.Select[Any], kind: EntityKind, wanted: Mapping[EntityKind, Sequence[str]] | None
 ) -> Iterator[sa.CursorResult[Any]]:
     if wanted is None:
-        yield connection.execute(query)
+        yield connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
         return
     id_ = query.selected_columns["id"]
     for ids in _chunks(sorted(set(wanted.get(kind, ())))):
@@ -880,16 +927,21 @@ def _restricted(
 def _tombstone(kind: EntityKind, row: Any) -> Tombstone:
     id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = row
     return Tombstone(
-        entity=Entity(kind=kind, id=id_, experiment_id=str(experiment_id), workspace=workspace),
+        entity=Entity(kind=kind, id=id_, experiment_id=_one(str(experiment_id)), workspace=_one(workspace)),
         uri=uri or "",
         deleted_ms=None if deleted_ms is None else int(deleted_ms),
-        experiment_uri=experiment_uri or "",
+        experiment_uri=_one(experiment_uri or ""),
     )
 
 
 def _numbers(ids: Iterable[str]) -> list[int]:
     """Those that can be an experiment's id."""
     return [int(id_) for id_ in ids if id_.isdecimal() and len(id_) < _DIGITS]
+
+
+def _one(text: Any) -> Any:
+    """The same object for the same text, which a million rows share."""
+    return intern(text) if type(text) is str else text
 
 
 def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -918,17 +970,36 @@ class Registry:
                 f"{database.display(connection.engine.url)} holds no model registry of MLflow's: give the URI that the "
                 "server uses with --registry-store-uri"
             )
-        self._by_name: defaultdict[str, list[_Version]] = defaultdict(list)
-        for version in self._versions():
-            self._by_name[version.name].append(version)
-        self._models = self._read_models()
-        self._aliases = self._read_aliases()
-        self._kept = list(self._read_keep_tags())
 
     @property
     def empty(self) -> bool:
         """Whether it holds no model version, not even a deleted one."""
-        return not self._by_name
+        first = sa.select(self._columns.table("model_versions").c.version).limit(1)
+        return self._connection.execute(first).first() is None
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, list[_Version]]:
+        found: defaultdict[str, list[_Version]] = defaultdict(list)
+        for version in self._versions():
+            found[version.name].append(version)
+        return dict(found)
+
+    @cached_property
+    def _aliases(self) -> Mapping[tuple[str, str, int], list[str]]:
+        return self._read_aliases()
+
+    @cached_property
+    def _kept(self) -> list[tuple[str, _Version]]:
+        return list(self._read_keep_tags())
+
+    @cached_property
+    def _models(self) -> set[tuple[str, str]]:
+        return self._read_models()
+
+    def load(self) -> Registry:
+        """Read it now, in this transaction: what is asked of it later is answered without its connection."""
+        _ = (self._by_name, self._models, self._aliases, self._kept)
+        return self
 
     def _versions(self) -> Iterator[_Version]:
         table = self._columns.table("model_versions")
@@ -937,9 +1008,10 @@ class Registry:
         query = sa.select(
             workspace, table.c.name, table.c.version, table.c.current_stage, *(table.c[name] for name in places)
         )
-        for of_workspace, name, version, stage, *texts in self._connection.execute(query):
+        rows = self._connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
+        for of_workspace, name, version, stage, *texts in rows:
             named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
-            yield _Version(of_workspace, name, version, stage == _DELETED_VERSION, named)
+            yield _Version(_one(of_workspace), _one(name), version, stage == _DELETED_VERSION, named)
 
     def _read_models(self) -> set[tuple[str, str]]:
         """Workspace and name of each registered model."""
@@ -978,18 +1050,18 @@ class Registry:
                     if version.workspace == of_workspace and of_number in (None, version.version):
                         yield holder, version
 
-    def references(self) -> list[Reference]:
+    def references(self) -> Iterator[Reference]:
         """What each version that is not deleted points at, by each of its two columns, chains followed.
 
         And what each version, deleted ones too, points at that a keep tag keeps.
         """
-        found: list[Reference] = []
         for version in (version for versions in self._by_name.values() for version in versions):
             if version.deleted:
                 continue
             names = "".join(f" (@{alias})" for alias in sorted(self._aliases.get(_key(version), ())))
-            found += self._pointed_at(version, f"registered model {version.name}, version {version.version}{names}")
-        return found + [one for holder, version in self._kept for one in self._pointed_at(version, holder)]
+            yield from self._pointed_at(version, f"registered model {version.name}, version {version.version}{names}")
+        for holder, version in self._kept:
+            yield from self._pointed_at(version, holder)
 
     def held(self, hold: Hold) -> list[Reference]:
         """What a hold on a registered model protects: what its versions point at, deleted ones too.
@@ -1021,7 +1093,8 @@ class Registry:
         of a chain still leads on, because its storage_location stays in place.
         """
         found: set[str] = set()
-        waiting = [text]
+        # Perhaps encoded; anything else leads nowhere, and most do.
+        waiting = [text] if text.lstrip()[:1] in ("m", "M", "%") else []
         while waiting:
             for version in self._meant_by(waiting.pop()):
                 fresh = {further for _, further in version.texts} - found
@@ -1070,23 +1143,39 @@ def registered_models(connection: Connection, names: Sequence[str]) -> set[tuple
     return {one for one in found if one[1] in names}
 
 
-def gather(tracking: Tracking, registry: Registry | None) -> list[Reference]:
+def gather(
+    tracking: Tracking, registry: Registry | None, matters: Callable[[Reference], bool] | None = None
+) -> list[Reference]:
     """Everything that protects: both databases' rows, what they lead to, and what people want kept.
+
+    Args:
+        matters: leave out those of which this is not true, as they come: of a million not one is kept in memory.
 
     Raises:
         ReferencesIncomplete: what a hold on a registered model keeps is not known.
     """
-    found = [*tracking.references(), *(registry.references() if registry else ())]
-    found += [*tracking.kept_by_tags(), *tracking.held()]
+    found: list[Reference] = []
+    of_runs: list[Reference] = []
+    for reference in _each(tracking, registry):
+        if matters is None or matters(reference):
+            found.append(reference)
+        if reference.text.strip()[:5].lower() == "runs:":
+            of_runs.append(reference)
+    behind = _models_behind_runs(tracking, of_runs)
+    return found + [reference for reference in behind if matters is None or matters(reference)]
+
+
+def _each(tracking: Tracking, registry: Registry | None) -> Iterator[Reference]:
+    for references in (tracking.references(), registry.references() if registry else ()):
+        for reference in references:
+            yield reference
+            if registry and reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
+                yield from (replace(reference, text=further) for further in registry.follow(reference.text))
+    yield from tracking.kept_by_tags()
+    yield from tracking.held()
     for hold in tracking.holds():
         if hold.kind is HoldKind.REGISTERED_MODEL:
-            found += _require_registry(registry, hold).held(hold)
-    led_to: list[Reference] = []
-    for reference in found:
-        if registry and reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
-            led_to += [replace(reference, text=further) for further in registry.follow(reference.text)]
-    found += led_to
-    return found + _models_behind_runs(tracking, found)
+            yield from _require_registry(registry, hold).held(hold)
 
 
 def _require_registry(registry: Registry | None, hold: Hold) -> Registry:
@@ -1101,11 +1190,10 @@ def _require_registry(registry: Registry | None, hold: Hold) -> Registry:
 def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> list[Reference]:
     by_run: defaultdict[str, list[Reference]] = defaultdict(list)
     for reference in references:
-        if reference.text.strip()[:5].lower() == "runs:":
-            path = unquote(reference.text.strip()[5:]).lstrip("/")
-            # The authority form runs://profile@databricks/<run> is wider than we need: every segment is asked.
-            for segment in path.split("/"):
-                by_run[segment].append(reference)
+        path = unquote(reference.text.strip()[5:]).lstrip("/")
+        # The authority form runs://profile@databricks/<run> is wider than we need: every segment is asked.
+        for segment in path.split("/"):
+            by_run[segment].append(reference)
     return [
         replace(reference, text=f"models:/{model_id}")
         for run_id, models in tracking.models_of_runs(by_run).items()
@@ -1131,7 +1219,11 @@ def registry_state(engine: Engine) -> tuple[object, ...]:
         raise ReferencesIncomplete(f"The model registry cannot be read any more: {error}") from error
 
 
-def read(tracked: TrackingDatabase, registry_engine: Engine | None) -> list[Reference]:
+def read(
+    tracked: TrackingDatabase,
+    registry_engine: Engine | None,
+    matters: Callable[[Reference], bool] | None = None,
+) -> list[Reference]:
     """``gather`` over fresh connections, in transactions that only read.
 
     Raises:
@@ -1142,9 +1234,9 @@ def read(tracked: TrackingDatabase, registry_engine: Engine | None) -> list[Refe
         if registry_engine is not None:
             # Ended before the next begins: on SQLite two readers and a user's commit would wait for each other.
             with database.reading(registry_engine) as connection:
-                registry = Registry(connection)
+                registry = Registry(connection).load()
         with tracked.reading() as tracking:
-            return gather(tracking, registry)
+            return gather(tracking, registry, matters)
     except ReferencesIncomplete:
         raise
     except ArtifactGcError as error:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _CHUNK: Final = 500
+MOST_KEPT: Final = 10_000
+"""Logged models of deleted runs whose rows are read; beyond, to measure them lists for minutes."""
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -249,7 +251,7 @@ class Reading:
 
     decisions: tuple[Decision, ...]
     rows: dict[tuple[EntityKind, str], int]
-    kept_models: Sequence[Tombstone]
+    kept_models: references.KeptModels
     facts: planning.Facts
 
 
@@ -273,11 +275,13 @@ def read(
         tracking = session.tracked.on(connection)
         if all_known and (problems := tracking.known(scope)):
             raise UsageError("; ".join(problems))
-        tombstones = tracking.tombstones()
-        rows = tracking.entity_rows()
-        kept_models = tracking.models_of_deleted_runs()
+        census = tracking.census()
+        tombstones = tracking.tombstones() if census.deleted else []
+        kept_models = tracking.models_of_deleted_runs(most=MOST_KEPT) if census.deleted else references.KeptModels()
         done = journal.done(connection)
-    found = references.read(session.tracked, session.registry)
+    candidates = planning.Candidates(tombstones, session.destination)
+    # Where nothing is deleted, nothing has to be protected.
+    found = references.read(session.tracked, session.registry, candidates.matters) if tombstones else []
     with session.tracked.reading() as tracking:
         owners = tracking.owners(planning.ids_in_places(tombstones))
     facts = planning.Facts(
@@ -288,9 +292,10 @@ def read(
         swept_ms=done.swept_ms,
         waiting_ms={} if action is Action.PURGE else done.waiting_ms,
         undone_ms=done.undone_ms,
+        candidates=candidates,
     )
     made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
-    return Reading(decisions=made, rows=rows, kept_models=kept_models, facts=facts)
+    return Reading(decisions=made, rows=census.rows, kept_models=kept_models, facts=facts)
 
 
 def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Location, ...]:
@@ -309,15 +314,21 @@ def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> tupl
     """
     tombstones: list[Tombstone] = []
     owners: dict[str, str] = {}
-    for some in chunks(entities):
+    for some in chunks(list(dict.fromkeys(entities))):
         with session.tracked.reading() as tracking:
             tombstones += tracking.tombstones(some)
-    found = references.read(session.tracked, session.registry)
+    candidates = planning.Candidates(tombstones, session.destination)
+    found = references.read(session.tracked, session.registry, candidates.matters)
     for ids in chunks(sorted(planning.ids_in_places(tombstones))):
         with session.tracked.reading() as tracking:
             owners |= tracking.owners(ids)
     facts = planning.Facts(
-        tombstones=tombstones, references=found, owners=owners, destination=session.destination, swept_ms={}
+        tombstones=tombstones,
+        references=found,
+        owners=owners,
+        destination=session.destination,
+        swept_ms={},
+        candidates=candidates,
     )
     return planning.decisions(facts, policy.Scope(), cutoff_ms=cutoff_ms, include_undated=False, again=False)
 

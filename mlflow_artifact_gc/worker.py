@@ -313,7 +313,7 @@ class Worker:
     def _measure(self, session: Session, halt: threading.Event) -> None:
         """What is kept in logged models of deleted runs, for ``status``."""
         with session.tracked.reading() as tracking:
-            models = tracking.models_of_deleted_runs()
+            models = tracking.models_of_deleted_runs(most=sessions.MOST_KEPT)
         concurrency = self._settings.concurrency or _CONCURRENCY
         kept.measure(session, models, self._connected, concurrency=concurrency, stopped=halt.is_set)
 

@@ -36,7 +36,7 @@ from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
 from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
-from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, Reason, SweepResult
 from mlflow_artifact_gc.plan_files import PlanFile
 from mlflow_artifact_gc.policy import Scope, brakes, require_within_brakes
 from mlflow_artifact_gc.quantities import show_duration
@@ -297,7 +297,8 @@ class Backlog:
                 stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
                 note=wishes.note,
             )
-        if needs_sizes or wishes.measure:
+        protected = sum(1 for line in plan.decisions if line.reason is Reason.PROTECTED)
+        if wishes.measure or (needs_sizes and protected <= _MEASURED_LOCATIONS):
             self._partly = self._measured_parts(planning.partly_needed(plan.decisions, found.facts))
         return (self._measured(plan, dense) if measures else plan), dense
 
@@ -312,7 +313,7 @@ class Backlog:
         return self._selection.dropped if self._selection else ()
 
     def _measured_parts(self, needed: Mapping[Location, Sequence[Location]]) -> tuple[partly.Partly, ...]:
-        if not needed or (len(needed) > _MEASURED_LOCATIONS and not self._wishes.measure):
+        if not needed:
             return ()
         try:
             surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 1
 _LINES: Final = 20
+_PLACES: Final = {reason: place for place, reason in enumerate(Reason)}
 _BAD: Final = frozenset({Outcome.FAILED, Outcome.UNKNOWN, Outcome.PAUSED})
 
 
@@ -82,10 +84,9 @@ def show_plan(out: Output, plan: Plan, *, older_than_ms: int, grace_ms: int) -> 
     site = "" if older_than_ms == grace_ms else f"; the site's grace period is {show_duration(grace_ms)}"
     ago = f"more than {show_duration(older_than_ms)} ago{site}"
     out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} ({ago}).\n")
-    ordered = sorted(plan.decisions, key=_plan_order)
-    sweep = [line for line in ordered if line.verdict is Verdict.SWEEP]
+    sweep = [line for line in plan.decisions if line.verdict is Verdict.SWEEP]
     # What was swept before is counted below; with a worker it would fill the table.
-    stays = (line for line in ordered if line.verdict is Verdict.KEEP)
+    stays = (line for line in plan.decisions if line.verdict is Verdict.KEEP)
     keep = [line for line in stays if line.reason is not Reason.SWEPT_BEFORE]
     if sweep:
         _show_sweep(out, sweep)
@@ -140,7 +141,7 @@ def show_orphans(out: Output, plan: Plan, *, quarantine_ms: int, unknown: int, n
 
 def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
     grid = Grid("sweep", "experiment", "deleted", "objects", "size", "reason", numbers=("objects", "size"))
-    for line in lines[:_LINES]:
+    for line in nsmallest(_LINES, lines, key=_plan_order):
         grid.add_row(
             str(line.entity),
             line.entity.experiment_id,
@@ -155,7 +156,7 @@ def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
 
 def _show_keep(out: Output, lines: Sequence[Decision]) -> None:
     grid = Grid("keep", "deleted", "reason", "why")
-    for line in lines[:_LINES]:
+    for line in nsmallest(_LINES, lines, key=_plan_order):
         why = line.evidence or line.reason.sentence
         grid.add_row(str(line.entity), show_minute(line.deleted_ms), line.reason.value, why, style="green")
     _show_table(out, grid, cut=len(lines) - _LINES)
@@ -167,10 +168,9 @@ def _show_table(out: Output, grid: Grid, *, cut: int) -> None:
 
 
 def _plan_order(line: Decision) -> tuple[int, int, int, str]:
-    reasons = list(Reason)
     return (
         0 if line.verdict is Verdict.SWEEP else 1,
-        reasons.index(line.reason),
+        _PLACES[line.reason],
         -(line.expected_bytes or 0),
         line.entity.id,
     )

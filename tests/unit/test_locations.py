@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlparse
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mlflow_artifact_gc.errors import NotOnS3, UnreadableUri
 from mlflow_artifact_gc.locations import Destination, Location, proxied_host, proxied_path
@@ -342,3 +346,43 @@ def test_a_path_outside_the_folder_of_its_workspace_is_unreadable(path: str) -> 
     """What was moved into a workspace kept its URI: where its objects lie is not clear, so it is not swept."""
     with pytest.raises(UnreadableUri, match="it was moved"):
         Location.parse(f"mlflow-artifacts:/{path}", Destination.parse("s3://bucket/root"), "team")
+
+
+@given(st.text(alphabet="s3:/bucket-.#?;=%\t\n[]@A_", max_size=24))
+@example("bucket/a/b")
+@example("bucket//a")
+@example("bucket/../a")
+@example("bucket/a/.")
+@example("bu/a;b?c#d")
+@example("buc\tket/a")
+@example("[bucket/a")
+@example("bucket/a=b")
+def test_plain_uris_are_read_as_all_others_are(rest: str) -> None:
+    """What is not taken apart by ``urlparse`` names what ``urlparse`` finds in it, or fails as it would."""
+    uri = f"s3://{rest}"
+
+    def read() -> Location | str:
+        try:
+            return Location.parse(uri, Destination())
+        except (NotOnS3, UnreadableUri) as error:
+            return type(error).__name__
+
+    def expected() -> Location | str:
+        try:
+            parsed = urlparse(uri)
+            return Location.checked(uri, parsed.netloc, parsed.path.removeprefix("/"))
+        except (UnreadableUri, ValueError):
+            return "UnreadableUri"
+
+    assert read() == expected()
+
+
+@pytest.mark.parametrize("prefix", ["", "a/", "a/b/", "a//b/", "/", "//"])
+def test_folders_are_every_prefix_that_ends_in_a_slash(prefix: str) -> None:
+    """Longest first, the whole bucket last, empty segments counted; and ``parent`` goes up along them."""
+    location = Location("bucket", prefix)
+    folders = [prefix[: end + 1] for end in range(len(prefix) - 1, -1, -1) if prefix[end] == "/"]
+    assert list(location.folders()) == [*folders, ""]
+    assert [one.prefix for one in location.ancestors()] == [*folders, ""]
+    for levels in range(4):
+        assert location.parent(levels).prefix == [*folders, "", "", "", "", ""][levels]

@@ -1,0 +1,68 @@
+"""What a plan asks of a database does not grow with what is deleted; the times and sizes are in benchmarks.backlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from benchmarks.backlog import build
+from mlflow_artifact_gc.model import Reason
+from mlflow_artifact_gc.policy import Scope
+from mlflow_artifact_gc.session import Reading, Session, open_session, read
+
+_ROWS = 4_000
+_FEW = 60
+"""Statements: more than a plan sends, and fewer than one for every 60 of the rows."""
+
+
+@contextmanager
+def _seen(engine: sa.Engine) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def see(_connection: object, _cursor: object, statement: str, *_others: object) -> None:
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", see)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", see)
+
+
+def _opened(uri: str) -> Session:
+    stores = {"backend_store_uri": uri, "registry_store_uri": uri, "artifacts_destination": None}
+    return open_session(**stores, unsafe_ignore_registry=False)
+
+
+def _read(session: Session) -> Reading:
+    return read(session, Scope(), cutoff_ms=10**13, include_undated=False, again=False)
+
+
+def test_a_plan_sends_no_statement_per_run(db_uri: str) -> None:
+    """Whatever is deleted, with as many logged models and versions, is decided by a few statements; and rightly so."""
+    build(db_uri, _ROWS, dead=True)
+    session = _opened(db_uri)
+    with _seen(session.engine) as statements:
+        found = _read(session)
+    assert len(statements) < _FEW
+    reasons = [line.reason for line in found.decisions]
+    assert reasons.count(Reason.DUE) == _ROWS * 9 // 10
+    assert reasons.count(Reason.PROTECTED) == _ROWS // 10
+    for most in (_ROWS - 1, _ROWS):
+        with session.tracked.reading() as tracking:
+            kept = tracking.models_of_deleted_runs(most=most)
+        assert (kept.count, len(kept.some)) == (_ROWS, most)
+    session.engine.dispose()
+
+
+def test_with_nothing_deleted_runs_are_read_once(db_uri: str) -> None:
+    """And not the references: where nothing can be touched, nobody has to know what needs it."""
+    build(db_uri, _ROWS, dead=False)
+    session = _opened(db_uri)
+    with _seen(session.engine) as statements:
+        found = _read(session)
+    assert found.decisions == ()
+    assert sum(found.rows.values()) == _ROWS
+    assert sum("FROM runs" in statement for statement in statements) == 1
+    assert not any("model_versions" in statement for statement in statements)
+    session.engine.dispose()
