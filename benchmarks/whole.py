@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 OURS: Final = (sys.executable, "-m", "mlflow_artifact_gc")
+_PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_POLL_S: Final = 0.02
 _COUNTED: Final = """
 import atexit, pathlib, sys
 import sqlalchemy as sa
@@ -39,20 +44,38 @@ class Timing:
     output: str = ""
 
 
+class _Peak(threading.Thread):
+    """Watches a process's peak: what ``wait4`` says of it begins with the size of the process that started it."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.mb = 0.0
+        self._status = Path(f"/proc/{pid}/status")
+
+    def run(self) -> None:
+        with suppress(OSError):
+            while found := _PEAK.search(self._status.read_text()):
+                self.mb = int(found[1]) / 1024
+                time.sleep(_POLL_S)
+
+
 def timed(argv: Sequence[str], environ: Mapping[str, str] | None = None, *, codes: Sequence[int] = (0,)) -> Timing:
     """Run it; ends the benchmark where it leaves with another code than one of ``codes``."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        peak = _Peak(process.pid)
+        peak.start()
         _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
         wall_s = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak.join()
         log.seek(0)
         said = log.read().decode(errors="replace")
     if process.returncode not in codes:
         raise SystemExit(f"{' '.join(argv)[-300:]}: exit code {process.returncode}\n{said[-2000:]}")
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Timing(wall_s=wall_s, cpu_s=cpu_s, peak_mb=usage.ru_maxrss / 1024, output=said)
+    return Timing(wall_s=wall_s, cpu_s=cpu_s, peak_mb=peak.mb, output=said)
 
 
 def counted(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Timing:
