@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.command import init
+from tests.command import init, run
+from tests.fakes3 import fake_s3
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
-from tests.working import NOW, intents, turn, watched
+from tests.working import NOW, elapse, intents, turn, watched
 
 MakeSite = Callable[[Site], Site]
 
@@ -72,3 +73,55 @@ def test_each_late_writer_is_found_by_the_second_look(site: Site) -> None:
     assert [item for item in site.items() if any(one in item.key for one in key)] == []
     assert dict(intents(site, "entity_id", "state"))[early] == "closed"
     assert {item for item in site.items() if live in item.key} == before
+
+
+@pytest.mark.parametrize("action", ["purge", "hide", "tag"])
+def test_what_came_late_and_is_young_is_reported_and_looked_at_again(
+    action: str, sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any action: within the minimum age it stays as it is, and goes the same way once it is old enough."""
+    with fake_s3() as fake:
+        for name, value in fake.server.environ().items():
+            monkeypatch.setenv(name, value)
+        fake.make_bucket("late").versioning = "Enabled" if action == "hide" else ""
+        site = watched(make_site(Site.direct(sqlite_uri, fake.server, "late")))
+        end = "swept" if action == "purge" else "waiting"
+
+        def days_pass(days: float) -> None:
+            fake.age(int(days * DAY_MS))
+            elapse(site, int(days * DAY_MS))
+
+        def touched(entity: str) -> dict[str, bool]:
+            """Of each object that is shown, whether it has a tag."""
+            keys = sorted(key for key in site.snapshot().keys if entity in key)
+            return {key: bool(site.client.get_object_tagging(Bucket="late", Key=key)["TagSet"]) for key in keys}
+
+        init(site, "--grace", "0s", "--min-object-age", "24h", "--action", action)
+        experiment = site.experiment()
+        live = site.run(experiment, n_objects=2)
+        dead = site.run(experiment, {"early": b"1"})
+        place = site.key_of(site.artifact_uri(dead))
+        if action == "tag":
+            assert run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes").code == 0
+        site.delete_run(dead)
+        days_pass(2)
+        before = {item for item in site.items() if live in item.key}
+        assert turn(site) == {dead: end}
+
+        days_pass(1.1)
+        site.client.put_object(Bucket="late", Key=f"{place}/put", Body=b"late")
+        complete(site, f"{place}/completed", site.begin_upload(dead, site.artifact_uri(dead), "completed"))
+        late = {f"{place}/put", f"{place}/completed"}
+        found = turn(site) | turn(site)
+
+        assert found == {dead: "postponed"}
+        assert {key: tagged for key, tagged in touched(dead).items() if key in late} == dict.fromkeys(late, False)
+        ((state, detail),) = intents(site, "state", "detail")
+        assert (state, "the minimum age is 1d" in detail) == ("pending", True), detail
+
+        days_pass(1.1)
+        assert turn(site) | turn(site) == {dead: end}
+        expected = {f"{place}/early": True} | dict.fromkeys(late, True) if action == "tag" else {}
+        assert touched(dead) == expected
+        assert set(touched(live).values()) == {False}
+        assert {item for item in site.items() if live in item.key} == before
