@@ -260,7 +260,7 @@ class Actor(ABC):
             return
         listing = s3.versions if self.versioned(work) else s3.current
         for entry in listing(self.client, location.bucket, location.prefix):
-            if not self.too_young(work, entry):
+            if not work.line.spares(entry.key) and not self.too_young(work, entry):
                 yield work, entry
 
     def versioned(self, work: Work) -> bool:
@@ -320,7 +320,8 @@ class Actor(ABC):
 
     def _readied(self, batch: list[Pair]) -> list[Pair]:
         self.ready(works_of(batch))
-        return [(work, entry) for work, entry in batch if work.outcome is None]
+        # No listing for a sweep shows what stays; and if one did, here it ends.
+        return [(work, entry) for work, entry in batch if work.outcome is None and not work.line.spares(entry.key)]
 
     # Deleting for good
 

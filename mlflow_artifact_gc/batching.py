@@ -75,7 +75,7 @@ class Batch:
         """List every location, and read the markers while the listings are under way. Touches nothing."""
         places = tuple(line.location for line in self.due if line.location)
         room = Room()
-        tasks = planning.listing_tasks(places, self.dense)
+        tasks = planning.listing_tasks(places, self.dense, planning.needed_parts(self.due))
         uploads = self.surveyor.shared_uploads(planning.listed_in_parts(tasks), self.executor)
         looks = [self.executor.submit(self.actor.look, task, room, uploads) for task in tasks]
         try:

@@ -24,10 +24,6 @@ class UsageError(ArtifactGcError):
     exit_code = 2
 
 
-class NotYetSupported(UsageError):
-    """This option belongs to a later version."""
-
-
 class Refused(ArtifactGcError):
     """The safety limits forbid this."""
 

@@ -234,7 +234,12 @@ class Fence:
             tombstones=chosen, references=found, owners=owners, destination=self._destination, swept_ms={}
         )
         made = planning.decisions(
-            facts, Scope(), cutoff_ms=self._plan.cutoff_ms, include_undated=self._undated(lines), again=True
+            facts,
+            Scope(),
+            cutoff_ms=self._plan.cutoff_ms,
+            include_undated=self._undated(lines),
+            again=True,
+            partial=any(line.needed for line in lines),
         )
         verdicts = {(line.entity.kind, line.entity.id, line.uri): line for line in made}
         pairs = [
@@ -345,6 +350,8 @@ def _why_kept(line: Decision, now: Decision | None) -> str:
     """Why a line is not due by what was read now; empty where it is. Its place is what its row says, not the plan."""
     if now is None or (now.location, now.root) != (line.location, line.root):
         return "its place, by its row, is not the one that was planned"
+    if now.reason is Reason.DUE and not set(now.needed) <= set(line.needed):
+        return f"more of it is needed than was planned to stay: {now.evidence}"
     return "" if now.reason is Reason.DUE else now.evidence or now.reason.sentence
 
 

@@ -82,6 +82,10 @@ class Location:
         """Whether every object of ``other`` lies in this location."""
         return self.bucket == other.bucket and other.prefix.startswith(self.prefix)
 
+    def holds(self, key: str) -> bool:
+        """Whether an object of this bucket lies in this location, or is the single object that it may be meant for."""
+        return key.startswith(self.prefix) or f"{key}/" == self.prefix
+
     def overlaps(self, other: Location) -> bool:
         """Whether one of the two contains the other."""
         return self.contains(other) or other.contains(self)

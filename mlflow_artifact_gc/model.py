@@ -179,7 +179,8 @@ class Decision:
     """One line of a plan: what happens to an entity's location, and the one reason why.
 
     ``location`` is None where the URI names none. The ``expected_`` fields are None until measured. Of an ``orphan``
-    entity and location are what the path says, and ``uri`` is the location's.
+    entity and location are what the path says, and ``uri`` is the location's. ``needed`` are the parts of the location
+    that something live needs, where the rest of it is due all the same (``gc --partial``).
     """
 
     entity: Entity
@@ -192,10 +193,15 @@ class Decision:
     expected_objects: int | None = None
     expected_bytes: int | None = None
     orphan: Orphan | None = None
+    needed: tuple[Location, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
         return self.reason.verdict
+
+    def spares(self, key: str) -> bool:
+        """Whether an object of its location is needed, and stays."""
+        return any(part.holds(key) for part in self.needed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,6 +283,8 @@ class Plan:
 
 
 def _fields(value: object, without: str = "") -> object:
+    if isinstance(value, tuple):
+        return [_fields(one) for one in value]
     if not is_dataclass(value):
         return value
     return {one.name: _fields(getattr(value, one.name)) for one in fields(value) if one.name != without}
@@ -291,6 +299,8 @@ class Outcome(StrEnum):
 
     SWEPT = "swept"
     """A listing after the sweep (versions, delete markers, unfinished uploads) was empty."""
+    PARTLY = "partly"
+    """A listing after the sweep showed nothing but the parts of it that are needed. The location stays, and its row."""
     EMPTY = "empty"
     """Nothing was there at first sight. Proves nothing about the metadata unless the root was proven."""
     WAITING = "waiting"
@@ -357,4 +367,6 @@ class SweepResult:
     @property
     def verified(self) -> bool:
         """Whether the entity's row may go: its location is proven to be empty, and to be the right one."""
+        if self.decision.needed:
+            return False
         return self.outcome is Outcome.SWEPT or (self.outcome is Outcome.EMPTY and self.root_proven)

@@ -1,6 +1,6 @@
 """How much of a kept location lies beside what is needed of it: a version may need only a run's ``artifacts/model``.
 
-It is told, and nothing more: only whole locations are ever swept.
+It is told; what lies beside goes with ``gc --partial`` alone.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def measure(
             for entry in surveyor.entries(location):
                 objects += 1
                 size_bytes += entry.size_bytes
-                # A version may also point at a single object.
-                if not any(entry.key.startswith(part.prefix) or f"{entry.key}/" == part.prefix for part in parts):
+                if not any(part.holds(entry.key) for part in parts):
                     objects_beside += 1
                     bytes_beside += entry.size_bytes
         except StorageError:

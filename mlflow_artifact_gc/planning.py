@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from mlflow_artifact_gc.errors import ReferencesIncomplete, UnreadableUri
@@ -15,6 +16,7 @@ from mlflow_artifact_gc.policy import Circumstances, Place, Scope, decide, place
 from mlflow_artifact_gc.protection import Candidate, Protection, cores
 
 _ID_HEAD: Final = re.compile(r"(?:[a-z]{1,3}-)?")
+_NONE: Final[Mapping[Location, tuple[Location, ...]]] = MappingProxyType({})
 _PARTITION: Final = 64
 """Locations that one listing of a part of their parent may cover: at 20 objects each, a little more than a page."""
 _DENSE_FROM: Final = 32
@@ -126,7 +128,7 @@ def _is_proxied(uri: str) -> bool:
 
 
 def decisions(
-    facts: Facts, scope: Scope, *, cutoff_ms: int, include_undated: bool, again: bool
+    facts: Facts, scope: Scope, *, cutoff_ms: int, include_undated: bool, again: bool, partial: bool = False
 ) -> tuple[Decision, ...]:
     """One decision for each tombstone in ``scope``.
 
@@ -134,10 +136,12 @@ def decisions(
         cutoff_ms: tombstones of a later date are kept.
         include_undated: take those without a date too; those that ``scope`` names by id are taken anyway.
         again: take what was swept before too, to delete its metadata.
+        partial: where only parts of a location are needed, the rest of it is due, if it would be without that need.
     """
     candidates = facts.candidates or Candidates(facts.tombstones, facts.destination)
     shields = candidates.shields(facts.references)
     made: list[Decision] = []
+    beside: dict[int, tuple[Tombstone, Place, Circumstances]] = {}
     for index, (tombstone, place) in enumerate(zip(facts.tombstones, candidates.places, strict=True)):
         if not scope.covers(tombstone.entity):
             continue
@@ -151,7 +155,14 @@ def decisions(
             take_undated=include_undated or scope.names(tombstone.entity),
         )
         reason, evidence = decide(tombstone, place, found, cutoff_ms)
+        if partial and reason is Reason.PROTECTED:
+            beside[len(made)] = (tombstone, place, found)
         made.append(_decision(tombstone, place, reason, evidence, facts.destination))
+    needed = partly_needed(made, facts) if beside else {}
+    for index, (tombstone, place, found) in beside.items():
+        parts = needed.get(place.location) if place.location else None
+        if parts and decide(tombstone, place, replace(found, protected_by=""), cutoff_ms)[0] is Reason.DUE:
+            made[index] = replace(made[index], reason=Reason.DUE, needed=parts)
     return _without_twins(made)
 
 
@@ -250,18 +261,26 @@ class ListingTask:
     bucket: str
     prefix: str
     locations: tuple[Location, ...]
+    needed: tuple[Location, ...] = ()
+    """The parts of its one location that stay, and are looked at for their age and for markers alone."""
 
     def apart(self) -> tuple[ListingTask, ...]:
         """The same locations, each with a listing of its own."""
-        return tuple(_alone(location) for location in self.locations)
+        return tuple(_alone(location, self.needed) for location in self.locations)
 
     def only(self, locations: Sequence[Location]) -> ListingTask:
         """The same listing for fewer locations."""
-        return _alone(locations[0]) if len(locations) == 1 else replace(self, locations=tuple(locations))
+        if len(locations) == 1:
+            return _alone(locations[0], self.needed)
+        return replace(self, locations=tuple(locations))
 
     def widened(self) -> ListingTask:
         """The listing of one location, with the entity's own folder around it: a marker there can be seen."""
         return replace(self, prefix=self.locations[0].parent().prefix)
+
+    def spares(self, key: str) -> bool:
+        """Whether a listed key belongs to what stays."""
+        return any(part.holds(key) for part in self.needed)
 
     def owner_of(self) -> Callable[[str], Location | None]:
         """Tells which location a listed key belongs to, if any, whatever order the server lists in."""
@@ -300,16 +319,24 @@ def dense_parents(lines: Iterable[Decision], rows: Mapping[tuple[EntityKind, str
     )
 
 
-def listing_tasks(locations: Sequence[Location], dense: frozenset[Location]) -> tuple[ListingTask, ...]:
-    """Cover each location by exactly one listing: parts of dense parents, and the others one by one."""
+def listing_tasks(
+    locations: Sequence[Location], dense: frozenset[Location], needed: Mapping[Location, tuple[Location, ...]] = _NONE
+) -> tuple[ListingTask, ...]:
+    """Cover each location by exactly one listing: parts of dense parents, and the others one by one.
+
+    Args:
+        locations: what is to be listed.
+        dense: parents of so many that they are listed in parts.
+        needed: the parts that stay of those of which only the rest goes; each of these is listed by itself.
+    """
     by_parent: defaultdict[Location, list[Location]] = defaultdict(list)
     tasks: list[ListingTask] = []
     for location in locations:
         parent = location.parent(2)
-        if parent in dense:
+        if parent in dense and location not in needed:
             by_parent[parent].append(location)
         else:
-            tasks.append(_alone(location))
+            tasks.append(_alone(location, needed.get(location, ())))
     for parent, children in by_parent.items():
         tasks += _partition(parent, children)
     return tuple(tasks)
@@ -321,8 +348,13 @@ def listed_in_parts(tasks: Iterable[ListingTask]) -> frozenset[Location]:
     return frozenset(parent for parent, count in parts.items() if count > 1)
 
 
-def _alone(location: Location) -> ListingTask:
-    return ListingTask(bucket=location.bucket, prefix=location.prefix, locations=(location,))
+def needed_parts(lines: Iterable[Decision]) -> dict[Location, tuple[Location, ...]]:
+    """What stays of the locations of ``lines`` of which only the rest goes."""
+    return {line.location: line.needed for line in lines if line.location and line.needed}
+
+
+def _alone(location: Location, needed: tuple[Location, ...] = ()) -> ListingTask:
+    return ListingTask(bucket=location.bucket, prefix=location.prefix, locations=(location,), needed=needed)
 
 
 def _partition(parent: Location, children: Sequence[Location]) -> list[ListingTask]:

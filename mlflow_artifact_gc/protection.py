@@ -116,6 +116,7 @@ class Protection:
             whole = self._candidates[index].location
             inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
             plain = reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
+            plain = plain and all(_is_plain(place.prefix[len(whole.prefix) :]) for place in inside)
             found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
         return found
 
@@ -162,6 +163,11 @@ class Protection:
                 yield place, reference.strength
         except UnreadableUri:
             yield self._destination.root, Strength.NAMES
+
+
+def _is_plain(path: str) -> bool:
+    """Whether every reader takes a folder's path for the same: some drop empty segments."""
+    return "" not in path.removesuffix("/").split("/")
 
 
 def _equal(places: list[tuple[str, int]], prefix: str) -> Iterator[int]:

@@ -45,7 +45,9 @@ class Purger(Actor):
             if found.entries is not None and name not in left:
                 work.tally(entry)
                 del work.unknown[name]
-        if found.empty:
+        if found.empty and work.line.needed:
+            work.end(Outcome.PARTLY, "what is needed of it stays")
+        elif found.empty:
             work.end(Outcome.SWEPT if work.touched else Outcome.EMPTY)
         elif any(self.too_young(work, entry) for entry in (*left.values(), *found.uploads)):
             work.end(Outcome.POSTPONED, "something was written into it while it was being swept")
@@ -60,7 +62,7 @@ class Purger(Actor):
         for number, (work, entry) in enumerate(uploads):
             if number % _ABORTS == 0:
                 self.ready(works_of(uploads[number : number + _ABORTS]))
-            if work.outcome is not None or work.line.location is None:
+            if work.outcome is not None or work.line.location is None or work.line.spares(entry.key):
                 continue
             answer = s3.abort_upload(self.client, work.line.location.bucket, entry)
             if isinstance(answer, Failure):

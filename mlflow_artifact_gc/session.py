@@ -264,6 +264,7 @@ def read(
     again: bool,
     action: Action = Action.PURGE,
     all_known: bool = True,
+    partial: bool = False,
 ) -> Reading:
     """Read tombstones first and references after, and decide. A purge takes up also what is hidden or tagged.
 
@@ -294,7 +295,9 @@ def read(
         undone_ms=done.undone_ms,
         candidates=candidates,
     )
-    made = planning.decisions(facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again)
+    made = planning.decisions(
+        facts, scope, cutoff_ms=cutoff_ms, include_undated=include_undated, again=again, partial=partial
+    )
     return Reading(decisions=made, rows=census.rows, kept_models=kept_models, facts=facts)
 
 

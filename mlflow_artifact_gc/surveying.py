@@ -68,6 +68,10 @@ class Found:
         self.size_bytes += entry.size_bytes
         if entry.hides:
             self._add_hiding(entry)
+        self.pass_by(entry)
+
+    def pass_by(self, entry: Entry) -> None:
+        """What an entry tells of the location, whether it goes or stays: is somebody writing, whose is it."""
         if entry.modified_ms is None:
             self.undated = True
         elif self.youngest_ms is None or entry.modified_ms > self.youngest_ms:
@@ -263,6 +267,9 @@ class Surveyor:
         for listing in listings:
             for entry in self._watched(listing(self._client, task.bucket, task.prefix)):
                 location = owner_of(entry.key)
+                if location is not None and task.needed and task.spares(entry.key):
+                    found[location].pass_by(entry)
+                    continue
                 if location is None:
                     _note_marker(entry, found)
                     strangers += 1

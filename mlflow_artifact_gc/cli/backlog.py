@@ -33,7 +33,7 @@ from mlflow_artifact_gc import (
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Meter, Output, ask
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
-from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError
+from mlflow_artifact_gc.errors import ArtifactGcError, Refused, StorageError, UsageError
 from mlflow_artifact_gc.lifecycle import as_json
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Action, Limits, Outcome, Plan, Reason, SweepResult
@@ -70,6 +70,7 @@ class Wishes:
     delete_metadata: bool
     measure: bool
     unsafe: tuple[str, ...]
+    partial: bool = False
     given: tuple[str, ...] = ()
     """Which options were named of those that come before the site's settings and the environment's."""
     note: bool = True
@@ -126,6 +127,11 @@ def wishes_of(options: dict[str, Any], settings: Settings, session: Session) -> 
         workspace=options["workspace"],
     )
     action = Action(options["action"]) if options["action"] else never_harsher(site.action, settings.action)
+    if options.get("partial") and action not in (None, Action.PURGE):
+        raise UsageError(
+            f"--partial removes for good, and the action here is {action.value}: give --action purge with it, or leave "
+            "--partial away"
+        )
     return Wishes(
         scope=scope,
         action=action or Action.PURGE,
@@ -135,6 +141,7 @@ def wishes_of(options: dict[str, Any], settings: Settings, session: Session) -> 
         include_undated=options["include_undated"],
         delete_metadata=options["metadata"] == "delete",
         measure=options["measure"],
+        partial=options.get("partial", False),
         unsafe=("--unsafe-ignore-registry",) if options["unsafe_ignore_registry"] else (),
         given=tuple(f"--{name.replace('_', '-')}" for name in _BEFORE_SETTINGS if options[name] is not None),
     )
@@ -271,6 +278,7 @@ class Backlog:
             action=wishes.action,
             # What a plan file named may have been restored since.
             all_known=wishes.file is None,
+            partial=wishes.partial,
         )
         plan = Plan(
             id=wishes.file.plan.id if wishes.file else str(uuid.uuid4()),
@@ -299,7 +307,8 @@ class Backlog:
             )
         protected = sum(1 for line in plan.decisions if line.reason is Reason.PROTECTED)
         if wishes.measure or (needs_sizes and protected <= _MEASURED_LOCATIONS):
-            self._partly = self._measured_parts(planning.partly_needed(plan.decisions, found.facts))
+            needed = planning.partly_needed(plan.decisions, found.facts) | planning.needed_parts(plan.due)
+            self._partly = self._measured_parts(needed)
         return (self._measured(plan, dense) if measures else plan), dense
 
     def _selected(self, plan: Plan, file: PlanFile, facts: planning.Facts) -> Plan:
@@ -329,7 +338,7 @@ class Backlog:
 
     def _measured(self, plan: Plan, dense: frozenset[Location]) -> Plan:
         places = tuple(line.location for line in plan.due if line.location)
-        tasks = planning.listing_tasks(places, dense)
+        tasks = planning.listing_tasks(places, dense, planning.needed_parts(plan.due))
         braked = plan.limits.max_objects is not None or plan.limits.max_bytes is not None
         surveyor = surveying.Surveyor(self._connected(), self._stop.is_set)
         with (
@@ -363,7 +372,7 @@ class Backlog:
         render.show_plan(self._out, plan, older_than_ms=self._wishes.grace_ms, grace_ms=self._session.site.grace_ms)
         if self._kept.models:
             self._out.print(render.kept_models(self._kept))
-        render.show_partly(self._out, self._partly)
+        render.show_partly(self._out, self._partly, going=planning.needed_parts(plan.due))
         render.show_brakes(self._out, brakes(plan))
 
     def _tripped(self, plan: Plan) -> list[str]:
@@ -384,7 +393,9 @@ class Backlog:
         if not sys.stdin.isatty():
             raise Refused("Nobody can be asked here, so nothing was touched: add --yes, or run it in a terminal")
         totals = plan.totals
-        question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations')}{self._shorter()}"
+        some = len(planning.needed_parts(plan.due))
+        beside = f" (of {some:,} of them what lies beside the parts that are needed)" if some else ""
+        question = f"{_QUESTIONS[plan.action].format(f'{totals.due:,} locations{beside}')}{self._shorter()}"
         if not ask(question, err=self._json):
             raise Refused("The answer was no, and nothing was touched")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlflow_artifact_gc.errors import NotYetSupported, UsageError
+from mlflow_artifact_gc.errors import UsageError
 from mlflow_artifact_gc.locations import without_secrets
 from mlflow_artifact_gc.quantities import parse_duration, parse_size
 
@@ -249,7 +249,7 @@ Examples:
     help="Show what lies under the roots, and mark them as this database's; sweeps nothing.",
 )
 @click.option("--orphan-quarantine", type=DURATION, help="Between two sightings of an orphan.  [default: the site's]")
-@click.option("--partial", is_flag=True, hidden=True)
+@click.option("--partial", is_flag=True, help="Purge also what lies beside a run's folder that alone is needed.")
 @_format
 def gc(**options: Any) -> None:
     """Purge from S3 what is deleted in MLflow: plan, show, confirm, sweep, report.
@@ -263,8 +263,6 @@ def gc(**options: Any) -> None:
     """
     if options.pop("jobs") or options.pop("job_ids"):
         raise UsageError("Jobs have no artifacts of their own: 'mlflow gc --jobs' deletes their records")
-    if options.pop("partial"):
-        raise NotYetSupported("--partial is not part of this version yet")
     orphans = {name: options.pop(name) for name in ("own_roots", "roots", "orphan_quarantine")}
     wanted = options.pop("orphans") or orphans["own_roots"]
     if not wanted and (orphans["roots"] or orphans["orphan_quarantine"] is not None):

@@ -33,6 +33,7 @@ _SENSELESS = (
     ("experiment_ids", "--experiment-ids", "--root names a place"),
     ("logged_model_ids", "--logged-model-ids", "--root names a place"),
     ("workspace", "--workspace", "--root names a place"),
+    ("partial", "--partial", "what has no row is wholly left over, or stays"),
     ("unsafe_ignore_registry", "--unsafe-ignore-registry", "what no row accounts for, the registry may well need"),
 )
 """Options of ``gc`` that mean nothing for orphans, and what is said of each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mlflow_artifact_gc.cli.output import Grid, Output
-from mlflow_artifact_gc.locations import without_secrets
+from mlflow_artifact_gc.locations import Location, without_secrets
 from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 
@@ -76,6 +76,7 @@ def _decision_document(line: Decision) -> dict[str, Any]:
         "expected_objects": line.expected_objects,
         "expected_bytes": line.expected_bytes,
         **({"orphan": asdict(line.orphan)} if line.orphan else {}),
+        "needed": [part.uri for part in line.needed],
     }
 
 
@@ -401,6 +402,9 @@ def show_results(
     if counts[Outcome.SWEPT] or not counts[Outcome.WAITING]:
         swept = plural(counts[Outcome.SWEPT], "location")
         out.print(f"Swept {swept}, each listed again and found empty.", style="bold")
+    if counts[Outcome.PARTLY]:
+        partly = plural(counts[Outcome.PARTLY], "location")
+        out.print(f"Swept {partly} in part: each was listed again, and only what is needed is left.", style="bold")
     out.print(
         f"Gone: {_gone(sums)} in {seconds:.1f} s." if any(sums[name] for name in _LEFT) else f"In {seconds:.1f} s."
     )
@@ -422,7 +426,9 @@ def _waiting(results: Sequence[SweepResult], plan_id: str) -> Iterator[str]:
 
 
 # What was dropped stands in the plan that was shown before.
-_QUIET: Final = frozenset({Outcome.SWEPT, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING, Outcome.DROPPED})
+_QUIET: Final = frozenset(
+    {Outcome.SWEPT, Outcome.PARTLY, Outcome.EMPTY, Outcome.STOPPED, Outcome.WAITING, Outcome.DROPPED}
+)
 _WAITING_WORDS: Final = {
     Action.HIDE: ("Hid", "until a noncurrent rule of the bucket removes them, 'undo --plan {}' brings them back."),
     Action.TAG: (
@@ -479,8 +485,8 @@ def kept_models(kept: Kept) -> str:
     )
 
 
-def show_partly(out: Output, partly: Sequence[Partly]) -> None:
-    """Of what is kept, the locations of which only a part is needed, and how much lies beside that."""
+def show_partly(out: Output, partly: Sequence[Partly], *, going: Container[Location]) -> None:
+    """The locations of which only a part is needed, and how much lies beside that; where that is ``going``, too."""
     if not partly:
         return
     grid = Grid("kept in part for", "beside", "size", "of", numbers=("beside", "size", "of"))
@@ -494,7 +500,7 @@ def show_partly(out: Output, partly: Sequence[Partly]) -> None:
     objects = plural(sum(one.objects_beside for one in partly), "object")
     out.print(
         f"Needed in part: {plural(len(partly), 'location')}; {objects} of theirs, {beside}, lie beside what is needed. "
-        "Nothing in this version purges a part of a location."
+        + ("That goes." if all(one.location in going for one in partly) else "'gc --partial' purges that too.")
     )
 
 

@@ -622,18 +622,6 @@ def test_a_bad_value(option: str, text: str, says: str, sqlite_uri: str) -> None
         refused(*on(sqlite_uri, "gc"), f"{option}={text}", code=2, says=(option, says))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("gc", "--partial"),
-    ],
-)
-def test_what_this_version_does_not_do(arguments: tuple[str, ...], sqlite_uri: str) -> None:
-    """An option of a later version is refused by its name, and never ignored."""
-    with same_file(sqlite_uri):
-        refused(*on(sqlite_uri, arguments[0]), *arguments[1:], code=2, says=(arguments[1], "not part of this version"))
-
-
 @pytest.mark.parametrize("arguments", [("--jobs",), ("--job-ids", "1,2"), ("--jobs", "--yes")])
 def test_jobs_belong_to_mlflow(arguments: tuple[str, ...], sqlite_uri: str) -> None:
     """Jobs are refused, pointing to MLflow's own command."""

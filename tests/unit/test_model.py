@@ -145,6 +145,7 @@ OTHER_LINE: dict[str, Any] = {
     "expected_objects": 2,
     "expected_bytes": 11,
     "orphan": Orphan(lost="run", newest_ms=1),
+    "needed": (Location("bucket", "0/run/artifacts/model/"),),
 }
 
 
