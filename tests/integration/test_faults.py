@@ -7,6 +7,7 @@ fails the test. ``make soak`` strikes each single request (``SOAK_FAULTS``); her
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 import uuid
@@ -18,12 +19,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from tests.command import NOW, init, run
 from tests.fakes3 import FakeS3, Fault, Kind, fake_s3
 from tests.fakes3.faults import FOR_GOOD, OF_KEYS, OF_LISTINGS
 from tests.integration.s3_servers import wait_for_nothing
 from tests.oracle import assert_bucket_sound
+from tests.servers import PostgresServer
 from tests.site import Site, Snapshot
 from tests.working import elapse
 
@@ -43,8 +46,7 @@ class Bench:
     """Makes sites that all hold the same, and sweeps them."""
 
     fake: FakeS3
-    template: Path
-    folder: Path
+    database: Callable[[], str]
     make_site: MakeSite
 
     def site(self, *, versioned: bool) -> Site:
@@ -52,9 +54,7 @@ class Bench:
         name = f"f-{uuid.uuid4().hex[:12]}"
         bucket = self.fake.make_bucket(name)
         bucket.versioning = "Enabled" if versioned else ""
-        path = self.folder / f"{name}.db"
-        shutil.copyfile(self.template, path)
-        site = self.make_site(Site.direct(f"sqlite:///{path}", self.fake.server, name))
+        site = self.make_site(Site.direct(self.database(), self.fake.server, name))
         experiment = site.experiment()
         dead = [
             site.run(experiment, {"a": b"1", "b/c d": b"22", "carriage\rreturn": b"3"}),
@@ -107,18 +107,44 @@ class Bench:
 
 
 @pytest.fixture
-def bench(
-    fake: FakeS3, sqlite_template: Path, tmp_path: Path, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Bench]:
-    """Without waiting between tries."""
+def impatient(fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without waiting between tries; no fault outlives its test."""
     for name, value in fake.server.environ().items():
         monkeypatch.setenv(name, value)
     wait_for_nothing(monkeypatch)
     monkeypatch.setattr("mlflow_artifact_gc.acting._PAUSE_S", 0.0)
     monkeypatch.setattr("mlflow_artifact_gc.sweeping._POLL_S", 0.01)
     fake.silence_s = 0.6
-    yield Bench(fake=fake, template=sqlite_template, folder=tmp_path, make_site=make_site)
+    yield
     fake.plan()
+
+
+@pytest.fixture
+def bench(fake: FakeS3, sqlite_template: Path, tmp_path: Path, make_site: MakeSite, impatient: None) -> Bench:
+    """On SQLite."""
+
+    def copy() -> str:
+        path = tmp_path / f"{uuid.uuid4().hex}.db"
+        shutil.copyfile(sqlite_template, path)
+        return f"sqlite:///{path}"
+
+    return Bench(fake=fake, database=copy, make_site=make_site)
+
+
+@pytest.fixture
+def pg_bench(
+    fake: FakeS3, pg: PostgresServer, pg_template: str, make_site: MakeSite, impatient: None
+) -> Iterator[Bench]:
+    """On PostgreSQL."""
+    made: list[str] = []
+
+    def copy() -> str:
+        made.append(f"f_{uuid.uuid4().hex[:16]}")
+        return pg.create_database(made[-1], template=pg_template)
+
+    yield Bench(fake=fake, database=copy, make_site=make_site)
+    for name in made:
+        pg.drop_database(name)
 
 
 OPERATIONS = (
@@ -216,12 +242,56 @@ def test_a_right_that_is_missing_for_some_keys(bench: Bench) -> None:
 
 # The database
 
+Failing = Callable[[Any], None]
+"""Raises in the place of a statement (given its cursor) or of a commit (given its connection)."""
+
+
+def raising(words: str) -> Failing:
+    """The way in which SQLite's driver fails with these words."""
+
+    def fail(_target: Any) -> None:
+        raise sqlite3.OperationalError(words)
+
+    return fail
+
+
 DATABASE = {
-    "disk full": sqlite3.OperationalError("database or disk is full"),
-    "read-only": sqlite3.OperationalError("attempt to write a readonly database"),
-    "locked": sqlite3.OperationalError("database is locked"),
-    "restart": sqlite3.OperationalError("server closed the connection unexpectedly"),
+    "disk full": raising("database or disk is full"),
+    "read-only": raising("attempt to write a readonly database"),
+    "locked": raising("database is locked"),
+    "restart": raising("server closed the connection unexpectedly"),
 }
+
+
+def told(statement: str) -> Failing:
+    """PostgreSQL itself fails: the error, and the transaction that it ends, are its own."""
+
+    def fail(target: Any) -> None:
+        cursor = target if hasattr(target, "execute") else target.cursor()
+        cursor.execute(statement)
+        pytest.fail(f"it does not fail: {statement}")
+
+    return fail
+
+
+def answered(state: str) -> Failing:
+    """PostgreSQL answers with this SQLSTATE."""
+    return told(f"DO $$ BEGIN RAISE EXCEPTION 'planned' USING ERRCODE = '{state}'; END $$")
+
+
+POSTGRESQL = {
+    "deadlock": answered("40P01"),
+    "serialization failure": answered("40001"),
+    "connection lost": told("SELECT pg_terminate_backend(pg_backend_pid())"),
+    "read-only": answered("25006"),
+    "disk full": answered("53100"),
+}
+
+
+def lost_after_the_commit(connection: Any) -> None:
+    """The connection breaks before the answer to a commit comes, which took effect."""
+    connection.commit()
+    POSTGRESQL["connection lost"](connection)
 
 
 class Statements:
@@ -231,21 +301,25 @@ class Statements:
         self.seen = 0
         self.nth = 0
         self.for_good = False
-        self.error: Exception | None = None
+        self.fail: Failing | None = None
         self.hit = 0
+        self.commits: list[int] = []
 
-    def count(self) -> None:
+    def count(self, target: Any) -> None:
         self.seen += 1
-        if self.error is not None and (self.seen == self.nth or (self.for_good and self.seen > self.nth > 0)):
+        if self.fail is not None and (self.seen == self.nth or (self.for_good and self.seen > self.nth > 0)):
             self.hit += 1
-            raise self.error
+            self.fail(target)
 
     def before(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, which is counted first."""
+        """The same method of a dialect, which is counted first."""
+        is_commit = original.__name__ == "do_commit"
 
-        def counted(*arguments: Any, **named: Any) -> Any:
-            self.count()
-            return original(*arguments, **named)
+        def counted(dialect: Any, target: Any, *arguments: Any, **named: Any) -> Any:
+            if is_commit:
+                self.commits.append(self.seen + 1)
+            self.count(target)
+            return original(dialect, target, *arguments, **named)
 
         return counted
 
@@ -254,10 +328,10 @@ class Statements:
 def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Of every engine; the commit fails before it is made."""
     counting = Statements()
-    for name in ("do_execute", "do_executemany", "do_commit"):
-        original = getattr(sa.engine.default.DefaultDialect, name)
-
-        monkeypatch.setattr(sa.engine.default.DefaultDialect, name, counting.before(original))
+    for dialect in (sa.engine.default.DefaultDialect, PGDialect_psycopg2):
+        for name in ("do_execute", "do_executemany", "do_commit"):
+            if name in vars(dialect):
+                monkeypatch.setattr(dialect, name, counting.before(vars(dialect)[name]))
     return counting
 
 
@@ -265,23 +339,52 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
 @pytest.mark.timeout(1200 if SOAK else 120)
 def test_every_statement_fails(bench: Bench, statements: Statements, *, for_good: bool) -> None:
     """Wherever the database fails: nothing live goes, and nothing at all where it was reading what refers to what."""
-    site = bench.site(versioned=False)
-    statements.seen = 0
-    bench.sweep(site)
-    total = statements.seen
+    total = how_many(bench, statements)
     step = 1 if SOAK else max(1, total // 12)
     errors = list(DATABASE.values())
     for number, nth in enumerate(range(1, total - 2, step)):
-        site = bench.site(versioned=False)
-        before = site.snapshot()
-        statements.seen, statements.nth, statements.for_good, statements.hit = 0, nth, for_good, 0
-        statements.error = errors[number % len(errors)]
-        code, report = bench.sweep(site)
-        statements.error = None
-        assert statements.hit, f"statement {nth} of {total} was not met"
-        assert code or not for_good, f"nothing is said of a database that fails from statement {nth} on"
-        bench.finish(site, before, report, unclear=True)
-        site.close()
+        fail_at(bench, statements, nth, errors[number % len(errors)], for_good=for_good)
+
+
+@pytest.mark.timeout(3600 if SOAK else 240)
+def test_statements_and_commits_fail_on_postgresql(pg_bench: Bench, statements: Statements, rng: random.Random) -> None:
+    """The same by a server's errors: for each a commit or a statement by the seed, once, and a statement for good."""
+    total = how_many(pg_bench, statements)
+    commits = [nth for nth in statements.commits if nth < total - 2]
+    places = range(1, total - 2)
+    for fail in POSTGRESQL.values():
+        strikes = [(nth, for_good) for nth in places for for_good in (False, True)]
+        if not SOAK:
+            strikes = [(rng.choice([*commits, rng.choice(places)]), False), (rng.choice(places), True)]
+        for nth, for_good in strikes:
+            fail_at(pg_bench, statements, nth, fail, for_good=for_good)
+    # Commits that took effect, and nobody was told.
+    for nth in commits if SOAK else [rng.choice(commits)]:
+        fail_at(pg_bench, statements, nth, lost_after_the_commit, for_good=False)
+
+
+def how_many(bench: Bench, statements: Statements) -> int:
+    """How many statements and commits a sweep without faults makes."""
+    site = bench.site(versioned=False)
+    statements.seen = 0
+    statements.commits.clear()
+    bench.sweep(site)
+    site.close()
+    return statements.seen
+
+
+def fail_at(bench: Bench, statements: Statements, nth: int, fail: Failing, *, for_good: bool) -> None:
+    """One sweep whose ``nth`` statement or commit fails, and one without faults."""
+    site = bench.site(versioned=False)
+    before = site.snapshot()
+    statements.seen, statements.nth, statements.for_good, statements.hit = 0, nth, for_good, 0
+    statements.fail = fail
+    code, report = bench.sweep(site)
+    statements.fail = None
+    assert statements.hit, f"statement {nth} was not met"
+    assert code or not for_good, f"nothing is said of a database that fails from statement {nth} on"
+    bench.finish(site, before, report, unclear=True)
+    site.close()
 
 
 class Readings:
