@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.tallying import Line, Tally
 
 _BATCH: Final = 5_000
-_ENTITIES: Final = "kind IS NOT NULL"
+_ENTITIES: Final = f"kind IS NOT NULL AND verdict != '{Standing.UNKNOWN_LAYOUT}'"
 _ROWLESS: Final = f"{_ENTITIES} AND verdict IN ('{Standing.LEFT_OVER}', '{Standing.PROTECTED}')"
 _NOTED: Final = (Reason.DUE, Reason.QUARANTINE, Reason.YOUNG)
 
@@ -136,9 +136,7 @@ class Hunt:
 
     def _audit(self, progress: Callable[[int], None]) -> auditing.Findings:
         setting = self._setting()
-        findings = auditing.audit(
-            setting, self.client, self.tally, concurrency=self.concurrency, progress=progress
-        )  # fmt: skip
+        findings = auditing.audit(setting, self.client, self.tally, concurrency=self.concurrency, progress=progress)
         for one in findings.unread:
             raise StorageError(
                 f"{one.root.uri} could not be listed to its end, so nothing was swept: {one.error} (--root goes on "

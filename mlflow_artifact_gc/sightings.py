@@ -88,9 +88,8 @@ def note(connection: Connection, seen: Mapping[Location, tuple[Held, int | None]
     fresh, known = list[dict[str, object]](), list[dict[str, object]]()
     for key, location in by_key.items():
         held, since_ms = seen[location]
-        values = {
-            **held._asdict(), "first_seen_ms": now_ms if since_ms is None else since_ms, "last_seen_ms": now_ms
-        }  # fmt: skip
+        first_ms = now_ms if since_ms is None else since_ms
+        values = {**held._asdict(), "first_seen_ms": first_ms, "last_seen_ms": now_ms}
         if key in found:
             known.append({"key": key, **{f"new_{name}": value for name, value in values.items()}})
         else:
