@@ -219,6 +219,22 @@ def root_proven(connection: Connection, location: Location, now_ms: int) -> None
     connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(proven_ms=now_ms))
 
 
+def own_root(connection: Connection, location: Location, now_ms: int) -> None:
+    """Note that a person said that nobody else keeps artifacts under the root."""
+    connection.execute(roots.update().where(roots.c.uri_sha256 == sha256(location)).values(owned_ms=now_ms))
+
+
+def is_owned(connection: Connection, location: Location) -> bool:
+    """Whether a person said so."""
+    query = sa.select(roots.c.owned_ms).where(roots.c.uri_sha256 == sha256(location))
+    return connection.scalar(query) is not None
+
+
+def disown_roots(connection: Connection) -> None:
+    """Nobody has said so of any root: the database was moved, and so may others have been."""
+    connection.execute(roots.update().values(owned_ms=None))
+
+
 # Intents
 
 

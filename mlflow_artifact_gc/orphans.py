@@ -303,7 +303,7 @@ class Hunt:
         return Owned(root=root, **counts, marked=marked_here, refused=refused)
 
     def own(self, root: Location) -> None:
-        """Write this database's marker to a root, by a person's word.
+        """Write this database's marker to a root, and note that a person has said that it is nobody else's.
 
         Raises:
             RootRefused: it is another database's, or that cannot be said.
@@ -317,6 +317,8 @@ class Hunt:
                 standing = roots.standing(root, (), occupied=True)
             if standing.outcome is not None:
                 raise RootRefused(standing.detail)
+        with database.writing(self.session.engine) as connection:
+            journal.own_root(connection, root, database.clock_ms(connection))
 
 
 def _noting(seen: Mapping[Location, tuple[Held, int | None]]) -> Callable[[Connection], None]:

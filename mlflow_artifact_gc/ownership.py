@@ -96,7 +96,10 @@ class Roots:
             return Standing(outcome=Outcome.FOREIGN, detail=str(error))
 
     def owned(self, root: Location) -> str:
-        """Why a root is not this database's by its marker; empty where it is.
+        """Why a root is not this database's by its marker, and its alone by a person's word; empty where it is.
+
+        A marker says that we sweep there, and not that no other server, which has none of ours, keeps its artifacts
+        there too: its runs would look like what no row accounts for.
 
         Raises:
             RootRefused: this database is a copy, or was moved or put back; or the marker is gone.
@@ -104,7 +107,10 @@ class Roots:
         """
         if why := self.foreign(root):
             return why
-        return unmarked(root) if self._compare(root) is None else ""
+        if self._compare(root) is None:
+            return unmarked(root)
+        with database.reading(self._engine) as connection:
+            return "" if journal.is_owned(connection, root) else _unsaid(root)
 
     def foreign(self, root: Location) -> str:
         """Which other database's a root is, by a marker in it or in a folder around it; empty: no other's.
@@ -257,6 +263,13 @@ class Roots:
 def unmarked(root: Location) -> str:
     """Why nothing is swept under a root without a marker."""
     return f"{root.uri} has no marker of this database: 'gc --own-roots' shows what lies there and writes it"
+
+
+def _unsaid(root: Location) -> str:
+    return (
+        f"nobody has said yet that no other MLflow server keeps its artifacts under {root.uri}: 'gc --own-roots' shows "
+        "what lies there, and asks"
+    )
 
 
 class _Foreign(ArtifactGcError):

@@ -83,6 +83,8 @@ roots = Table(
     Column("marker_epoch", BigInteger, nullable=False),
     # When an object of a row of this database was found under the root.
     Column("proven_ms", BigInteger),
+    # When a person said that nobody else keeps artifacts there, so that what has no row may be an orphan.
+    Column("owned_ms", BigInteger),
     PrimaryKeyConstraint("uri_sha256", name="artifact_gc_roots_pk"),
     _one_of("source", "artifact_gc_roots_source", "experiments", "destination"),
     **_EXACT,

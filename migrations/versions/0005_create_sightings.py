@@ -1,4 +1,4 @@
-"""When orphans were seen, and what they held; and whether an intent was swept as one.
+"""When orphans were seen, and what they held; whether an intent was swept as one; whose a root is by a person's word.
 
 Written out, not taken from ``tables.metadata``: that moves on, and a revision stays what it was. On MySQL each
 statement commits by itself: what is there already was made by an upgrade that was interrupted.
@@ -20,10 +20,12 @@ _EXACT: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", 
 
 
 def upgrade() -> None:
-    """Add a column and make one table."""
+    """Add two columns and make one table."""
     found = sa.inspect(op.get_bind())
     if "provenance" not in {column["name"] for column in found.get_columns("artifact_gc_intents")}:
         op.add_column("artifact_gc_intents", sa.Column("provenance", sa.String(16)))
+    if "owned_ms" not in {column["name"] for column in found.get_columns("artifact_gc_roots")}:
+        op.add_column("artifact_gc_roots", sa.Column("owned_ms", sa.BigInteger))
     if found.has_table("artifact_gc_sightings"):
         return
     op.create_table(
@@ -48,3 +50,4 @@ def downgrade() -> None:
     """Drop them: the next sighting of an orphan is its first."""
     op.drop_table("artifact_gc_sightings")
     op.drop_column("artifact_gc_intents", "provenance")
+    op.drop_column("artifact_gc_roots", "owned_ms")

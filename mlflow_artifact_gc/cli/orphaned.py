@@ -234,7 +234,10 @@ class _Orphans(Backlog):
         if not sys.stdin.isatty():
             raise Refused("Nobody can be asked here, so nothing was written: add --yes, or run it in a terminal")
         roots = render.plural(count, "root")
-        if not ask(f"Mark {roots} as this database's, so that what has no row there may be purged?", err=self._json):
+        if not ask(
+            f"Mark {roots} as this database's, as no other MLflow server keeps artifacts there?",
+            err=self._json,
+        ):
             raise Refused("The answer was no, and nothing was written")
 
 

@@ -123,11 +123,6 @@ def show_orphans(out: Output, plan: Plan, *, quarantine_ms: int, unknown: int, n
     _show_totals(out, plan)
     if unknown:
         out.print(f"Beside: {plural(unknown, 'prefix', 'prefixes')} of an unknown layout, which nothing touches.")
-    if any(line.reason in (Reason.DUE, Reason.QUARANTINE, Reason.YOUNG) for line in plan.decisions):
-        out.print(
-            "Does another MLflow server keep its artifacts under these roots? Without a marker of its own there, "
-            "its runs look like this too, and nothing tells them apart."
-        )
     waits = [line.orphan.seen_ms for line in keep if line.reason is Reason.QUARANTINE and line.orphan]
     first = [seen_ms for seen_ms in waits if seen_ms is not None]
     new = len(waits) - len(first)

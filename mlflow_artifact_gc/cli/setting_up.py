@@ -79,6 +79,7 @@ def run(**options: Any) -> None:
         if options["adopt"]:
             # What has no row now may have had one that the restored database does not know.
             sightings.forget_all(connection)
+            journal.disown_roots(connection)
         if registry is not None or options["artifacts_destination"] is not None:
             # A person has said what is right; what servers said of themselves no longer stands against it.
             inbox.drained(connection, [note.id for note in inbox.servers(connection)])

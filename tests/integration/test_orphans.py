@@ -102,6 +102,9 @@ def own(site: Site) -> Site:
     site.delete_run(swept)
     init(site)
     gc(site, "--run-ids", swept)
+    root = f"s3://{site.bucket}/mlruns"
+    owned = run("gc", "--backend-store-uri", site.uri, "--own-roots", "--root", root, "--yes")
+    assert owned.code == 0, owned.err
     return site
 
 
@@ -123,7 +126,6 @@ def test_an_orphan_goes_at_its_second_sighting(owned: Site) -> None:
     owned.client.create_multipart_upload(Bucket=owned.bucket, Key=f"{places[-1]}unfinished")
 
     shown = ran(owned, "--dry-run")
-    assert "its runs look like this too" in shown.out
     assert "Noted" not in shown.out
     first = hunt(owned)
     wait(owned)
@@ -293,6 +295,34 @@ def test_only_under_roots_that_are_marked(
 
     assert reasons(hunt(site, "--dry-run", "--root", f"s3://{bucket}/old")) == {old: "due"}
     assert outcomes(hunt(site)) == {lost: "swept", old: "swept"}
+
+
+def test_a_marker_alone_does_not_say_that_nobody_else_is_there(site: Site) -> None:
+    """``gc`` has swept there and marked the root; that another server has no runs there only a person can say."""
+    lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
+    experiment = site.experiment()
+    site.run(experiment, n_objects=1)
+    swept = site.run(experiment, n_objects=1)
+    site.delete_run(swept)
+    init(site)
+    gc(site, "--run-ids", swept)
+
+    for _ in range(2):
+        report = hunt(site)
+        assert reasons(report) == {lost: "not-owned"}
+        assert "no other MLflow server" in evidence(report, lost)
+        wait(site)
+    assert keys(site, lost)
+
+    assert run("gc", "--backend-store-uri", site.uri, "--own-roots", "--yes").code == 0
+    hunt(site)
+    wait(site)
+    assert outcomes(hunt(site)) == {lost: "swept"}
+
+    site.execute("UPDATE artifact_gc_intents SET state = 'closed'")
+    assert run("init", "--backend-store-uri", site.uri, "--registry-store-uri", site.uri, "--adopt").code == 0
+    lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
+    assert reasons(hunt(site)) == {lost: "not-owned"}
 
 
 def test_a_database_of_yesterday_sweeps_nothing(owned: Site) -> None:
