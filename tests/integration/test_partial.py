@@ -124,6 +124,8 @@ def test_what_is_needed_since_the_plan_stays(
 ) -> None:
     """At the fence, and at the last look before a batch, more is needed than was planned to stay: nothing goes."""
     run_id = needed_run(site)
+    plain = site.run(site.experiment(), CONTENT)
+    site.delete_run(plain)
     checked: Callable[..., Any] = getattr(Fence, where)
 
     def meanwhile(fence: Fence, *rest: Any) -> Any:
@@ -133,11 +135,14 @@ def test_what_is_needed_since_the_plan_stays(
         else:
             path = "/checkpoints" if then == "another part" else ""
             site.register("second", f"{site.artifact_uri(run_id)}{path}", run_id=run_id)
+            site.register("third", f"{site.artifact_uri(plain)}/model")
         return checked(fence, *rest)
 
     monkeypatch.setattr(Fence, where, meanwhile)
-    assert outcomes(gc(site, "--partial")) == {run_id: "protected"}
+    whole = "swept" if then == "a hold" else "protected"
+    assert outcomes(gc(site, "--partial")) == {run_id: "protected", plain: whole}
     assert paths(site, run_id) == set(CONTENT)
+    assert paths(site, plain) == (set() if then == "a hold" else set(CONTENT))
 
 
 def test_a_location_that_is_too_large_to_be_kept_in_mind(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
