@@ -93,6 +93,7 @@ class Findings:
     """What is known beside the lines of the tally.
 
     ``empty_rows``: live rows with nothing in S3, by kind. ``experiments``: the names of those that are there, by id.
+    ``unclear``: of which folders' markers it is not known whose they are, and why.
     """
 
     now_ms: int
@@ -101,6 +102,7 @@ class Findings:
     gone: list[Gone] = field(default_factory=list)
     empty_rows: dict[EntityKind, int] = field(default_factory=dict)
     experiments: dict[str, str] = field(default_factory=dict)
+    unclear: list[str] = field(default_factory=list)
 
 
 # Opening
@@ -450,6 +452,7 @@ class _Judge:
                 marker = markers.read(self._client, folder)
             except ArtifactGcError as error:
                 why: str | None = f"whose root {folder.uri} is, is not known: {error}"
+                self._findings.unclear.append(f"Whose root {folder.uri} is, is not known: {error}")
             else:
                 foreign = marker is not None and marker.database_id != own
                 why = f"the marker of {folder.uri} names another tracking database" if foreign else None

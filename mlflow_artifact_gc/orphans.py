@@ -142,6 +142,8 @@ class Hunt:
                 f"{one.root.uri} could not be listed to its end, so nothing was swept: {one.error} (--root goes on "
                 "with other roots)"
             )
+        for why in findings.unclear:
+            raise StorageError(f"{why} (nothing was swept)")
         return findings
 
     def _setting(self) -> auditing.Setting:
