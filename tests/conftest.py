@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -66,6 +67,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    # Boto3 keeps the first credentials that it finds for the process, and MLflow its clients: another server has others.
+    if "boto3" in sys.modules:
+        monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    if "mlflow.store.artifact.s3_artifact_repo" in sys.modules:
+        sys.modules["mlflow.store.artifact.s3_artifact_repo"]._cached_get_s3_client.cache_clear()
     # MLflow's migrations, which an old one runs at each start, take the root logger's handlers away, caplog's too.
     monkeypatch.setattr("logging.config.fileConfig", lambda *_arguments, **_how: None)
 
