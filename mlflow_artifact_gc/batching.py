@@ -112,7 +112,8 @@ class Batch:
         Raises:
             DatabaseUnusable: nothing of the batch may be touched.
         """
-        refused = self.actor.begin(seen.sights, list(ground.ready.values()))
+        # Elsewhere nothing will be done but to look: what is begun is looked for at a place that was proven.
+        refused = self.actor.begin(seen.sights, [line for one, line in ground.ready.items() if ground.proven[one]])
         return replace(
             ground,
             ready={location: line for location, line in ground.ready.items() if location not in refused},

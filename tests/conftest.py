@@ -67,7 +67,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    # Boto3 keeps the first credentials that it finds for the process, and MLflow its clients: another server has others.
+    # Boto3 keeps the first credentials that it finds for a process, and MLflow its clients: another server has others.
     if "boto3" in sys.modules:
         monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     if "mlflow.store.artifact.s3_artifact_repo" in sys.modules:

@@ -140,7 +140,9 @@ def a_world(template: Path) -> Iterator[World]:
         yield World(fake=fake, forks=stack.enter_context(crashes()), template=template, folder=folder)
 
 
-def run_histories(world: World, steps: int, first_seed: int, kind: type[History] | None = None) -> None:
+def run_histories(
+    world: World, steps: int, first_seed: int, kind: type[History] | None = None, *, at_a_time: int = 10
+) -> None:
     """Histories until they have made ``steps`` steps. A failure prints its seed and is made smaller."""
 
     class Here(kind or History):  # type: ignore[misc]
@@ -149,7 +151,7 @@ def run_histories(world: World, steps: int, first_seed: int, kind: type[History]
     number = first_seed
     while world.steps < steps:
         chosen = settings(
-            max_examples=10,
+            max_examples=at_a_time,
             stateful_step_count=LONGEST,
             deadline=None,
             database=None,

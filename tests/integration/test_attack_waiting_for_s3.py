@@ -618,3 +618,16 @@ def test_nothing_is_hidden_once_versioning_is_suspended(site: Site, monkeypatch:
     assert outcomes(gc(site, expect=1)) == {dead: "paused"}
     assert acted
     assert left_shown(site, dead) == 1
+
+
+def test_nothing_is_begun_where_no_root_was_proven(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that died then left a tag behind that was begun nowhere: each later gc asked where, and gave up."""
+    dead = site.run(site.experiment(), n_objects=0)
+    ruled(site)
+    site.delete_run(dead)
+    begun: list[Any] = []
+    once_before(monkeypatch, _Sweep, "_record", lambda: begun.extend(intents(site, "state", "acted_from_ms")))
+
+    assert outcomes(gc(site)) == {dead: "empty"}
+
+    assert begun == [("sweeping", None)]
