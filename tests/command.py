@@ -7,8 +7,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from click.testing import CliRunner
 
+from mlflow_artifact_gc import schema, tables
 from mlflow_artifact_gc.cli import main
 from tests.site import Site
 
@@ -39,8 +41,25 @@ def run(*arguments: str, answer: str | None = None) -> Ran:
     return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 
+def make_tables(uri: str) -> None:
+    """Makes our tables at once, where there are none: the migrations make the same (test_schema.py), one by one."""
+    engine = sa.create_engine(uri)
+    try:
+        with engine.begin() as connection:
+            absent = schema.state(connection) is schema.SchemaState.ABSENT
+            if absent and sa.inspect(connection).has_table("experiments"):
+                tables.metadata.create_all(connection)
+                version = sa.table(tables.VERSION_TABLE, sa.column("version_num"))
+                connection.execute(sa.text(f"CREATE TABLE {tables.VERSION_TABLE} (version_num VARCHAR(32) NOT NULL)"))
+                connection.execute(version.insert().values(version_num=schema.head()))
+                connection.execute(tables.lease.insert().values(id=1, until_ms=0))
+    finally:
+        engine.dispose()
+
+
 def init(site: Site, *arguments: str) -> Ran:
     """Opt in, with the registry in the same database and the destination that the site has."""
+    make_tables(site.uri)
     stores = ["--backend-store-uri", site.uri, "--registry-store-uri", site.registry_uri or site.uri]
     if site.destination:
         stores += ["--artifacts-destination", site.destination]

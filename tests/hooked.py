@@ -99,6 +99,7 @@ class Hooked:
 
     def init(self) -> Hooked:
         """Opt in."""
+        command.make_tables(self.uri)
         ran = command.run("init", "--backend-store-uri", self.uri, "--registry-store-uri", self.uri)
         assert ran.code == 0, ran.err
         return self

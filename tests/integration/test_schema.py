@@ -26,6 +26,7 @@ from mlflow_artifact_gc import database, schema, tables
 from mlflow_artifact_gc.errors import ArtifactGcError, TablesNotReady
 from mlflow_artifact_gc.schema import SchemaState
 from tests.abilities import has
+from tests.command import make_tables
 from tests.hooked import INBOX, Hooked
 
 if TYPE_CHECKING:
@@ -545,3 +546,19 @@ def test_mlflow_upgrades_over_our_tables(transactional_engine: Engine) -> None:
     hooked.store.delete_run(run)
     assert [note[:3] for note in hooked.taken()] == [("deleted", "run", "a"), ("deleted", "run", run)]
     hooked.close()
+
+
+def test_what_the_tests_make_at_once_holds_what_the_migrations_put_there(sqlite_uri: str, tmp_path: Path) -> None:
+    """``make_tables`` of the tests and the migrations leave the same rows."""
+    other = tmp_path / "migrated.db"
+    shutil.copyfile(sqlite_uri.removeprefix("sqlite:///"), other)
+    make_tables(sqlite_uri)
+    found = []
+    for uri in (sqlite_uri, f"sqlite:///{other}"):
+        engine = create_engine(uri)
+        with engine.begin() as connection:
+            schema.upgrade(connection)
+            found.append((our_rows(connection), schema.current(connection)))
+        engine.dispose()
+
+    assert found[0] == found[1]
