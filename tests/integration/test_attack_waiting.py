@@ -51,12 +51,12 @@ def test_reading_the_references_does_not_lock_out_a_user_who_deletes_a_run(
             errors.append(error)
         took.append(time.monotonic() - began)
 
-    def while_a_user_deletes(tracking: Any, registry: Any) -> Any:
+    def while_a_user_deletes(tracking: Any, registry: Any, *more: Any) -> Any:
         if not users:
             users.append(threading.Thread(target=delete))
             users[0].start()
             time.sleep(1)
-        return gather(tracking, registry)
+        return gather(tracking, registry, *more)
 
     monkeypatch.setattr(references, "gather", while_a_user_deletes)
     try:
