@@ -230,8 +230,18 @@ class Fence:
         orphans = {line.entity.id for line in lines if line.orphan is not None}
         with self._tracked.reading() as tracking:
             owners = tracking.owners(planning.ids_in_places(chosen) | orphans)
+        undone_ms: Mapping[Location, int | None] = {}
+        if orphans:
+            # A tombstone that is taken back shows it by its row or the intent; of an orphan the intent alone can.
+            with database.reading(self._engine) as connection:
+                undone_ms = journal.done(connection).undone_ms
         facts = planning.Facts(
-            tombstones=chosen, references=found, owners=owners, destination=self._destination, swept_ms={}
+            tombstones=chosen,
+            references=found,
+            owners=owners,
+            destination=self._destination,
+            swept_ms={},
+            undone_ms=undone_ms,
         )
         made = planning.decisions(
             facts,
@@ -272,7 +282,9 @@ class Fence:
             self._require_same_settings(connection)
             noted = inbox.since(connection, self._noted_since_ms)
             held_anew = holds.count(connection) != self._held
-            kept = self._tracked.on(connection).kept_experiments(line.entity.experiment_id for line in lines)
+            experiments = {line.entity.experiment_id for line in lines}
+            # Of an orphan the path may not tell the experiment: then it may be any that is kept.
+            kept = self._tracked.on(connection).kept_experiments(experiments if all(experiments) else None)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
         still, restored = self._split(lines, tombstones, noted)
         protected = self._protected_since(still, tombstones, held_anew=held_anew or bool(kept))

@@ -63,7 +63,9 @@ def places(
     homes: dict[Location, tuple[str, str]] = {}
     for experiment in experiments:
         for home in every_place(experiment.uri, destination, experiment.workspace):
-            homes.setdefault(home, (experiment.id, experiment.workspace))
+            whose = (experiment.id, experiment.workspace)
+            if homes.setdefault(home, whose) != whose:
+                homes[home] = ("", homes[home][1])  # Several share it: of what lost its row nothing tells whose it was.
             root = server_root(home, experiment.id, experiment.workspace)
             if root != home:
                 roots.add(root)

@@ -221,6 +221,7 @@ class Hunt:
             destination=self.session.destination,
             executor=executor,
             marked_only=marked_only,
+            by_rows=False,
         )
 
     def _unneeded(self, undone_ms: Mapping[Location, int | None]) -> Iterator[tuple[Decision, Held | None]]:
@@ -389,6 +390,8 @@ def _decision(line: Line, stone: Tombstone, decided: Decision | None) -> Decisio
     if decided is not None:
         reason, root = decided.reason, decided.root
         evidence = line.evidence if reason is Reason.DUE else decided.evidence
+        if reason is Reason.UNDONE:
+            evidence = "taken back with 'undo': it stays; remove it by hand if nobody wants it"
         if decided.location != place:
             reason, evidence = Reason.UNREADABLE, "its prefix cannot be written as a URI"
     return Decision(

@@ -48,14 +48,19 @@ class Roots:
         destination: Destination,
         executor: Executor,
         marked_only: bool = False,
+        by_rows: bool = True,
     ) -> None:
-        """With ``marked_only`` a root without a marker is nobody's: what lies there has no row that would prove it."""
+        """With ``marked_only`` a root without a marker is nobody's: what lies there has no row that would prove it.
+
+        Without ``by_rows`` what is found there proves no root: that MLflow writes there only rows can show.
+        """
         self._engine = engine
         self._client = client
         self._site = site
         self._destination = destination
         self._executor = executor
         self._marked_only = marked_only
+        self._by_rows = by_rows and not marked_only
         self._around: dict[Location, Standing] = {}
         self._found: dict[Location, marker.Marker | None] = {}
         self._epochs: dict[Location, int] = {}
@@ -180,7 +185,8 @@ class Roots:
         proven = occupied or known or self._prove(root, others)
         if not proven:
             return self._unproven(root)
-        written = self._raised(root)
+        # What has no row proves nothing: only a row says where MLflow writes to.
+        written = self._raised(root, proven=self._by_rows)
         # Another process may have made the root its own while the listings ran: never put over a marker unread.
         if self._found.get(root) is not None or not marker.create(self._client, root, written):
             self._compare(root)
@@ -220,10 +226,11 @@ class Roots:
             )
         return found
 
-    def _raised(self, root: Location, *, at_least: int = 0) -> marker.Marker:
+    def _raised(self, root: Location, *, at_least: int = 0, proven: bool = True) -> marker.Marker:
         """The root's next marker: its epoch is committed before it is put."""
         with database.writing(self._engine) as connection:
-            journal.root_proven(connection, root, database.clock_ms(connection))
+            if proven:
+                journal.root_proven(connection, root, database.clock_ms(connection))
             epoch = journal.raise_epoch(connection, root, at_least=at_least)
             fingerprint = database.fingerprint(connection)
         return marker.Marker(database_id=self._site.database_id, epoch=epoch, fingerprint=fingerprint)

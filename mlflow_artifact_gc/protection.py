@@ -95,6 +95,8 @@ class Protection:
         hits: set[int] = set()
         if reference.experiment_id:
             hits.update(self._by_experiment.get(reference.experiment_id, ()))
+            # Of these no row and no path tells the experiment: it may be this one.
+            hits.update(self._by_experiment.get("", ()))
         for text in readings(reference.text):
             hits.update(self._by_id(text))
         for place, strength in self._places(reference):

@@ -82,13 +82,16 @@ def _endings(session: Session, found: list[Touched]) -> dict[Location, Ending]:
     """What is deleted still stays until somebody deletes it again; what was restored is as any live one."""
     with session.tracked.reading() as tracking:
         dead = {stone.entity.id for stone in tracking.tombstones(one.entity for one in found)}
+        there = tracking.owners(one.entity.id for one in found)
+    # What has no row cannot be restored: a person has taken it back, and it is no orphan that may go.
+    stays = {one.entity.id for one in found if one.entity.id in dead or one.entity.id not in there}
     with database.reading(session.engine) as connection:
         now_ms = database.clock_ms(connection)
     return {
         one.location: Ending(
             state=State.CANCELLED,
-            detail="taken back with 'undo'" if one.entity.id in dead else "restored",
-            undone_ms=now_ms if one.entity.id in dead else None,
+            detail="taken back with 'undo'" if one.entity.id in stays else "restored",
+            undone_ms=now_ms if one.entity.id in stays else None,
         )
         for one in found
     }

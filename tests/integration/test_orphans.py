@@ -22,6 +22,8 @@ from tests.command import Ran, gc, init, run
 from tests.fakes3 import FakeS3, Fault, Kind, fake_s3
 from tests.fakes3.faults import FOR_GOOD
 from tests.integration.s3_servers import wait_for_nothing
+from tests.integration.test_attack_sweep import once_before
+from tests.integration.test_tag import ruled
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 
@@ -152,7 +154,9 @@ def test_an_orphan_goes_at_its_second_sighting(owned: Site) -> None:
     marker_key = f"mlruns/{marker.MARKER_NAME}"
     assert {i.key for i in owned.items()} - {marker_key} == {i.key for i in before.items} - {marker_key}
     assert hunt(owned)["plan"]["decisions"] == []
-    status = run("status", "--backend-store-uri", owned.uri, "--format", "json").json
+    told = run("status", "--backend-store-uri", owned.uri, "--format", "json")
+    assert told.code == 0, told.err
+    status = told.json
     assert status["orphans"] == {"seen": 0, "first_seen_ms": None}
 
 
@@ -269,6 +273,49 @@ def test_what_comes_between_the_plan_and_the_fence_keeps_it(
     ends = {"object": "postponed", "marker": "foreign", "row": "restored", "experiment": "restored"}
     assert outcomes(report) == {lost: ends.get(what, "protected"), free: "swept"}
     assert len(keys(owned, f"{lost}part-")) == 2
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["before", "between the plan and the fence"])
+def test_what_a_person_took_back_stays_without_its_row(
+    owned: Site, monkeypatch: pytest.MonkeyPatch, *, between: bool
+) -> None:
+    """Its row is gone for good while it waits for S3; whoever undoes that then wants it kept, row or no row."""
+    dead = owned.run("1", n_objects=2)
+    owned.delete_run(dead)
+    place = f"mlruns/1/{dead}/artifacts/"
+    ruled(owned)
+    assert outcomes(gc(owned, "--run-ids", dead)) == {place: "waiting"}
+    owned.execute("DELETE FROM runs WHERE run_uuid = :id", id=dead)
+    purge = ("--action", "purge")
+    hunt(owned, *purge)
+    wait(owned)
+
+    def undo() -> None:
+        undone = run("undo", "--backend-store-uri", owned.uri, "--run-ids", dead)
+        assert undone.code == 0, undone.err
+
+    if between:
+        once_before(monkeypatch, fence.Fence, "admit", undo)
+        assert outcomes(hunt(owned, *purge)) == {place: "protected"}
+    else:
+        undo()
+    assert reasons(hunt(owned, *purge)) == {place: "undone"}
+    assert len(keys(owned, place)) == 2
+
+
+def test_a_hold_on_an_experiment_keeps_what_may_have_been_its_own(owned: Site) -> None:
+    """Two experiments share a place: of what has lost its row there nothing tells whose it was."""
+    place = f"s3://{owned.bucket}/mlruns/shared"
+    owned.experiment(artifact_location=place)
+    held = owned.experiment(artifact_location=place)
+    lost = lose(owned, f"mlruns/shared/{new_id()}/artifacts/")
+    hold = run("hold", "add", "--backend-store-uri", owned.uri, "--reason", "audit", "--experiment-id", held)
+    assert hold.code == 0, hold.err
+    hunt(owned)
+    wait(owned)
+
+    assert reasons(hunt(owned)) == {lost: "protected"}
+    assert keys(owned, lost)
 
 
 def test_only_under_roots_that_are_marked(
