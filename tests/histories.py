@@ -630,18 +630,7 @@ class History(RuleBasedStateMachine):
         rows_before, snapshot_before = self.snapshot.rows, self.snapshot
         step = Step(what=what, before=before, snapshot=snapshot_before, live=told, graced=graced)
         self.removed.clear()
-        self.fake.plan(*([fault] if fault else []))
-        if interruption is not None:
-            self.interrupt(step, *interruption)
-        try:
-            report = act()
-        finally:
-            self.fake.plan()
-            self.fake.before = lambda _request: None
-        if self.mishaps:
-            raise self.mishaps.pop()
-        self._note_the_dead()
-        self.world.did["faults met"] += bool(fault and fault.hit)
+        report = self.carried_out(step, act, fault, interruption)
         after, (sums, states) = self.things(), self.journal()
         step.judge(self, after)
         swept = {prefix for prefix, state in states.items() if state == "swept" != states_before.get(prefix)}
@@ -656,6 +645,24 @@ class History(RuleBasedStateMachine):
         there = {(row.kind, row.id) for row in self.snapshot.rows}
         lost = [row for row in rows_before if row.id in told and (row.kind, row.id) not in there]
         assert not lost, f"{what}: rows of what was live are gone: {lost}"
+
+    def carried_out(
+        self, step: Step, act: Callable[[], Any], fault: Fault | None, interruption: Interruption | None
+    ) -> Any:
+        """What a sweep answers, with the fault and somebody who acts meanwhile."""
+        self.fake.plan(*([fault] if fault else []))
+        if interruption is not None:
+            self.interrupt(step, *interruption)
+        try:
+            report = act()
+        finally:
+            self.fake.plan()
+            self.fake.before = lambda _request: None
+        if self.mishaps:
+            raise self.mishaps.pop()
+        self._note_the_dead()
+        self.world.did["faults met"] += bool(fault and fault.hit)
+        return report
 
     def compare(
         self,

@@ -157,18 +157,7 @@ class WaitingHistory(History):
         told = self._note_the_dead()
         step = Step(what=what, before={}, snapshot=self.snapshot, live=told, graced=graced)
         self.restored_between = set()
-        self.fake.plan(*([fault] if fault else []))
-        if interruption is not None:
-            self.interrupt(step, *interruption)
-        try:
-            report = act()
-        finally:
-            self.fake.plan()
-            self.fake.before = lambda _request: None
-        if self.mishaps:
-            raise self.mishaps.pop()
-        self._note_the_dead()
-        self.world.did["faults met"] += bool(fault and fault.hit)
+        report = self.carried_out(step, act, fault, interruption)
         after = self.sights()
         self.judge(step, before, after, needed)
         disturbed = killed() or bool(fault and fault.hit) or bool(step.acted_at) or what == "mlflow gc"

@@ -102,7 +102,7 @@ def test_a_hold_ends() -> None:
 
 
 def test_what_keeps_an_experiment_keeps_all_that_belongs_to_it() -> None:
-    """Whatever their ids and places are, and nothing of another experiment."""
+    """Whatever their ids and places are, and what does not say whose it is; nothing of another experiment."""
     candidates = [
         Candidate("a" * 32, Location("b", "1/x/artifacts/"), "1"),
         Candidate("m-" + "b" * 32, Location("elsewhere", "y/"), "1"),
@@ -111,7 +111,7 @@ def test_what_keeps_an_experiment_keeps_all_that_belongs_to_it() -> None:
     ]
     of_one = Reference(holder="hold #1", text="", experiment_id="1")
 
-    assert Protection(candidates, Destination()).protected_by(of_one) == {0, 1}
+    assert Protection(candidates, Destination()).protected_by(of_one) == {0, 1, 3}
 
 
 @pytest.mark.parametrize(
