@@ -114,10 +114,13 @@ class Protection:
         found: dict[int, tuple[Location, ...]] = {}
         hits = self.protected_by(reference)
         places = [place for place, _ in self._places(reference)] if hits else []
+        # Read widely, a text protects more; as the border of what stays it has to have one reading, to the byte.
+        text = reference.text
+        exact = text.isprintable() and text == text.strip() and len(readings(text)) == 1 and "%" not in text
         for index in hits:
             whole = self._candidates[index].location
             inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
-            plain = reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
+            plain = exact and reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
             plain = plain and all(_is_plain(place.prefix[len(whole.prefix) :]) for place in inside)
             found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
         return found

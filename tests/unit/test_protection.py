@@ -616,3 +616,15 @@ def test_every_text_of_a_document_is_found(document: str, expected: tuple[str, .
 def test_a_document_nested_too_deep_is_a_text_itself(document: str) -> None:
     """One odd row does not stop every plan; the ids in it still protect."""
     assert texts_in(document) == (document,)
+
+
+@pytest.mark.parametrize("tail", ["model ", "data%231/", "model\u200b", "model"])
+def test_a_part_is_told_only_by_a_text_of_one_reading(tail: str) -> None:
+    """As the border of what stays a text has to be exact: another reader's key would lie beyond it."""
+    place = Location("bucket", f"1/{'a' * 32}/artifacts/")
+    protection = Protection([Candidate("a" * 32, place, "1")], Destination())
+
+    parts = protection.parts_needed(Reference(holder="version 1", text=f"s3://bucket/1/{'a' * 32}/artifacts/{tail}"))
+
+    exact = {0: (Location("bucket", f"{place.prefix}model/"),)}
+    assert parts == (exact if tail == "model" else {0: ()})
