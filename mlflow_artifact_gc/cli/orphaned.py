@@ -156,7 +156,8 @@ class _Orphans(Backlog):
 
     # Showing and asking
 
-    def _show(self, plan: Plan) -> None:
+    def show(self, plan: Plan) -> None:
+        """For people: what no row accounts for, what would go and what stays, and why."""
         found = self._found
         if found is None:
             raise AssertionError(plan)

@@ -140,6 +140,7 @@ def test_an_orphan_goes_at_its_second_sighting(owned: Site) -> None:
 
     shown = ran(owned, "--dry-run")
     assert "Noted" not in shown.out
+    assert "Deleted in MLflow before" not in shown.out
     first = hunt(owned)
     wait(owned)
     dry = hunt(owned, "--dry-run")
