@@ -296,13 +296,14 @@ class Backlog:
         dense = planning.dense_parents(plan.due, found.rows)
         measures = self._measures(plan, needs_sizes=needs_sizes)
         self._kept = kept.known(self._session, found.kept_models)
-        if measures or self._kept.is_old(now_ms):
+        # Of what stays, and so never of a time that is given for what goes: it would be spent before anything went.
+        if deadline_s is None and (measures or self._kept.is_old(now_ms)):
             self._kept = kept.measure(
                 self._session,
                 found.kept_models,
                 self._connected,
                 concurrency=wishes.concurrency,
-                stopped=lambda: self._stop.is_set() or (deadline_s is not None and time.monotonic() >= deadline_s),
+                stopped=self._stop.is_set,
                 note=wishes.note,
             )
         protected = sum(1 for line in plan.decisions if line.reason is Reason.PROTECTED)

@@ -108,6 +108,21 @@ def test_a_deleted_experiment_takes_its_models_and_traces_along(moto_site: Site)
     assert_bucket_sound(site, report, before)
 
 
+def test_a_time_budget_is_not_spent_on_what_stays(moto_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live model of a deleted run is measured for ``status``, but not in the time that is given for a sweep."""
+    site, measured = moto_site, list[object]()
+    monkeypatch.setattr("mlflow_artifact_gc.kept.measure", lambda *how, **more: measured.append((how, more)))
+    experiment = site.experiment()
+    dead = site.run(experiment, n_objects=1)
+    site.logged_model(experiment, dead, n_objects=1)
+    site.delete_run(dead)
+    init(site)
+
+    assert outcomes(gc(site, "--time-budget", "1m")) == {dead: "swept"}
+
+    assert not measured
+
+
 def test_a_logged_model_of_a_deleted_run_is_live(moto_site: Site) -> None:
     """MLflow still shows it, so it stays, and the report says how many there are."""
     site = moto_site
