@@ -52,7 +52,8 @@ JOBS: Final = {
     "PYTHONPATH": str(Path(__file__).parents[2]),
 }
 """Job execution, with a job of the tests' own."""
-SOON_S: Final = 5.0
+SOON_S: Final = 15.0
+"""The aim is 5, and benchmarks.worker measures it; here other tests run on the same cores."""
 PATIENCE_S: Final = 30.0
 """For what takes a second on a machine that has nothing else to do."""
 
@@ -307,7 +308,7 @@ def half_way(site: Site, far: S3Server, client: Any) -> Iterator[tuple[list[str]
 
 
 def test_what_is_deleted_over_rest_is_gone_at_once(place: Place, tmp_path: Path) -> None:
-    """Without a grace period: in under 5 s at a poll of one second; a run, then an experiment with all in it."""
+    """Without a grace period, soon, at a poll of one second: a run, then an experiment with all in it."""
     site, client = place.site, place.client
     experiment, other = (client.create_experiment(f"experiment-{uuid.uuid4().hex[:8]}") for _ in range(2))
     (tmp_path / "weights.bin").write_bytes(b"w" * 10_000)
