@@ -92,6 +92,13 @@ def asked_for(options: dict[str, Any], *, note: bool = True) -> Backlog:
     Raises:
         ArtifactGcError: as ``open_session`` does.
     """
+    session, settings = opened(options)
+    wishes = replace(wishes_of(options, settings, session), note=note)
+    return Backlog(session, wishes, settings, json_output=options["output"] == "json")
+
+
+def opened(options: dict[str, Any]) -> tuple[Session, Settings]:
+    """The databases that the options of ``gc`` name, and what this process's environment says. Raises as above."""
     settings = Settings.from_env()
     uri, remark = backend_uri(options["backend_store_uri"], options["tracking_uri"])
     if remark:
@@ -102,8 +109,7 @@ def asked_for(options: dict[str, Any], *, note: bool = True) -> Backlog:
         artifacts_destination=options["artifacts_destination"],
         unsafe_ignore_registry=options["unsafe_ignore_registry"],
     )
-    wishes = replace(wishes_of(options, settings, session), note=note)
-    return Backlog(session, wishes, settings, json_output=options["output"] == "json")
+    return session, settings
 
 
 def wishes_of(options: dict[str, Any], settings: Settings, session: Session) -> Wishes:

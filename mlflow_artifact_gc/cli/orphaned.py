@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from mlflow_artifact_gc import database, orphans, planning
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.auditing import room
-from mlflow_artifact_gc.cli.backlog import Backlog, Wishes, wishes_of
+from mlflow_artifact_gc.cli.backlog import Backlog, Wishes, opened, wishes_of
 from mlflow_artifact_gc.cli.output import Grid, Meter, ask
 from mlflow_artifact_gc.config import Settings, never_below
 from mlflow_artifact_gc.errors import Refused, RootRefused, UsageError
@@ -22,7 +20,7 @@ from mlflow_artifact_gc.model import Action, Plan
 from mlflow_artifact_gc.orphans import Found, Hunt, Owned
 from mlflow_artifact_gc.policy import brakes
 from mlflow_artifact_gc.quantities import show_duration
-from mlflow_artifact_gc.session import Session, backend_uri, open_session
+from mlflow_artifact_gc.session import Session
 from mlflow_artifact_gc.surveying import Stopped
 from mlflow_artifact_gc.tallying import Tally
 
@@ -42,16 +40,7 @@ _SENSELESS = (
 def run(*, own_roots: bool, roots: tuple[str, ...], orphan_quarantine: int | None, **options: Any) -> None:
     """Carry out ``gc --orphans`` or ``gc --own-roots``, and leave with its exit code."""
     require_sense(options)
-    settings = Settings.from_env()
-    uri, note = backend_uri(options["backend_store_uri"], options["tracking_uri"])
-    if note:
-        click.echo(note, err=True)
-    session = open_session(
-        backend_store_uri=uri,
-        registry_store_uri=options["registry_store_uri"],
-        artifacts_destination=options["artifacts_destination"],
-        unsafe_ignore_registry=False,
-    )
+    session, settings = opened(options)
     wishes = wishes_of(options, settings, session)
     site = session.site
     quarantine_ms = never_below(site.orphan_quarantine_ms, settings.orphan_quarantine_ms)
