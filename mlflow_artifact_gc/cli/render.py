@@ -394,7 +394,7 @@ def show_results(
     sums = totals_document(results)
     for sentence in _waiting(results, plan_id):
         out.print(sentence, style="bold")
-    if counts[Outcome.SWEPT] or not counts[Outcome.WAITING]:
+    if counts[Outcome.SWEPT] or not (counts[Outcome.WAITING] or counts[Outcome.PARTLY]):
         swept = plural(counts[Outcome.SWEPT], "location")
         out.print(f"Swept {swept}, each listed again and found empty.", style="bold")
     if counts[Outcome.PARTLY]:
