@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -128,14 +129,22 @@ def test_what_is_needed_since_the_plan_stays(
     site.delete_run(plain)
     checked: Callable[..., Any] = getattr(Fence, where)
 
-    def meanwhile(fence: Fence, *rest: Any) -> Any:
-        monkeypatch.undo()
+    def need_more() -> None:
         if then == "a hold":
             run("hold", "add", "--backend-store-uri", site.uri, "--run-id", run_id, "--reason", "r")
         else:
             path = "/checkpoints" if then == "another part" else ""
             site.register("second", f"{site.artifact_uri(run_id)}{path}", run_id=run_id)
             site.register("third", f"{site.artifact_uri(plain)}/model")
+
+    # The two runs are looked at by threads of their own: neither may look before it is there.
+    once = threading.Lock()
+
+    def meanwhile(fence: Fence, *rest: Any) -> Any:
+        with once:
+            if getattr(Fence, where) is meanwhile:
+                need_more()
+                monkeypatch.undo()
         return checked(fence, *rest)
 
     monkeypatch.setattr(Fence, where, meanwhile)
