@@ -91,7 +91,7 @@ def apply(*, output: str, yes: bool, **options: Any) -> None:
 
 
 def _connect() -> s3.S3Client:
-    return s3.connect(Settings.from_env().environ, threads=1)
+    return s3.connect(Settings.from_env().environ)
 
 
 def _read(

@@ -119,7 +119,7 @@ def _rules(engine: Engine, options: dict[str, Any]) -> list[str]:
         swept = journal.known_roots(connection) if known else []
         roots = bucket_rules.roots([uri for uri, _ in swept], tracked.on(connection), destination)
     tag = Tag.of_site(options["expiry_tag"] or (site.expiry_tag if site else None))
-    client = s3.connect(Settings.from_env().environ, threads=1)
+    client = s3.connect(Settings.from_env().environ)
     lacking: list[str] = []
     for bucket, prefixes in roots.items():
         try:
@@ -193,7 +193,7 @@ def _adopt(engine: Engine, site: journal.Site) -> list[tuple[str, int]]:
     """Take over every root that was swept under; each gets an epoch above any other's."""
     with database.reading(engine) as connection:
         known = [Location.parse(uri, Destination()) for uri, _ in journal.known_roots(connection)]
-    client = s3.connect(Settings.from_env().environ, threads=1)
+    client = s3.connect(Settings.from_env().environ)
     with database.writing(engine) as connection:
         journal.move_roots(connection, s3.endpoint_name(client))
     with ThreadPoolExecutor(1) as executor:

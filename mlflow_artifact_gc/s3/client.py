@@ -11,6 +11,7 @@ from botocore.loaders import JSONFileLoader
 
 from mlflow_artifact_gc.errors import StorageError
 from mlflow_artifact_gc.s3.errors import endpoint_name
+from mlflow_artifact_gc.s3.pace import Pace
 from mlflow_artifact_gc.s3.parsing import Parsers
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ __all__ = ["connect", "endpoint_name"]
 _CONNECT_TIMEOUT_S: Final = 10
 _READ_TIMEOUT_S: Final = 60
 _ATTEMPTS: Final = 5
-_AT_ONCE: Final = 4
-"""Requests that are under way at a time, at most, where one thread has a bucket's rights tried."""
+_A_FEW: Final = 4
+"""What one bucket's rights are tried by."""
 
 
-def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
-    """A client to be shared by ``threads`` threads.
+def connect(environ: Mapping[str, str], *, threads: int = _A_FEW) -> S3Client:
+    """A client to be shared by ``threads`` threads, with as many requests under way at most (see ``pace``).
 
     Endpoint, TLS, addressing style, signature version and bucket owner are MLflow's own variables, read as
     ``mlflow.store.artifact.s3_artifact_repo`` reads them; ``environ`` supplies nothing else. Credentials, region and
@@ -60,6 +61,7 @@ def connect(environ: Mapping[str, str], *, threads: int) -> S3Client:
         ) from error
     client = cast("S3Client", made)
     Parsers().register(client)
+    Pace(threads).register(client)
     if owner := environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER"):
         _expect_owner(client, owner)
     return client
@@ -89,7 +91,7 @@ def _config(environ: Mapping[str, str], threads: int) -> Config:
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=_AT_ONCE * threads,
+        max_pool_connections=threads,
     )
 
 

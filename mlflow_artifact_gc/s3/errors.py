@@ -116,7 +116,7 @@ class Answer:
     @property
     def throttled(self) -> bool:
         """Refused before anything was done."""
-        return self.code in _THROTTLED or self.status in _THROTTLED_STATUS
+        return self.code in THROTTLED or self.status in THROTTLED_STATUS
 
     @property
     def pauses(self) -> bool:
@@ -131,7 +131,7 @@ _SERVER_ERROR: Final = 500
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _NOT_IMPLEMENTED_STATUS = frozenset({405, 501})
 _RETRYABLE_STATUS = frozenset({408, 429})
-_THROTTLED_STATUS = frozenset({429, 503})
+THROTTLED_STATUS = frozenset({429, 503})
 
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "UnauthorizedAccess", "Forbidden"})
 _FORBIDDEN_OTHERWISE = frozenset({"InvalidObjectState"})  # an archived object
@@ -155,7 +155,7 @@ _CREDENTIALS = frozenset(
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName"})
 _ELSEWHERE = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException"})
 _NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed"})
-_THROTTLED = frozenset(
+THROTTLED = frozenset(
     {
         "RequestLimitExceeded",
         "ServiceUnavailable",
@@ -168,7 +168,7 @@ _THROTTLED = frozenset(
         "TooManyRequestsException",
     }
 )
-RETRYABLE_CODES = _THROTTLED | {
+RETRYABLE_CODES = THROTTLED | {
     "InternalError",
     "InternalServerError",
     "OperationAborted",

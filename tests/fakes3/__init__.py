@@ -44,7 +44,8 @@ class FakeS3:
     """The server's state, and what a test may do to it while it runs.
 
     ``before``: called with each request before anything is done, outside of the lock. ``after``: the same once it is
-    done and not answered. ``silence_s``: how long a request stays unanswered that times out.
+    done and not answered. ``silence_s``: how long a request stays unanswered that times out. ``most_at_once``: more
+    requests than so many at a time are refused, those that are under way not.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,8 @@ class FakeS3:
         self.before: Callable[[Request], None] = lambda _request: None
         self.after: Callable[[Request], None] = lambda _request: None
         self.silence_s = 1.0
+        self.most_at_once: int | None = None
+        self._under_way = 0
         self.server = S3Server(endpoint="", access_key="fake-access-key", secret_key="fake-secret-key")
         self._ahead_ms = 0
         self.kept.clock_ms = lambda: int(time.time() * 1000) + self._ahead_ms
@@ -103,7 +106,17 @@ class FakeS3:
         """The answer to a request; None: none comes. A negative status: only half of the body comes."""
         with self._lock:
             struck = [fault.kind for fault in self.faults if fault.strikes(request.operation)]
+            if self.most_at_once is not None and self._under_way >= self.most_at_once:
+                struck.append(Kind.SLOW_DOWN)
+            self._under_way += 1
         kind = struck[0] if struck else None
+        try:
+            return self._answered(request, kind)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _answered(self, request: Request, kind: Kind | None) -> Answer | None:
         self.before(request)
         answer = self._answer(request, kind)
         self.after(request)
