@@ -225,8 +225,9 @@ class Fence:
             return Admission(due=(), rejected=())
         wanted = {(line.entity.kind, line.entity.id, line.uri) for line in lines}
         chosen = [stone for stone in tombstones if (stone.entity.kind, stone.entity.id, stone.uri) in wanted]
+        candidates = planning.Candidates(chosen, self._destination)
         # Tombstones first, references after: what was referred to in between is seen.
-        found = references.read(self._tracked, self._registry)
+        found = references.read(self._tracked, self._registry, candidates.matters)
         orphans = {line.entity.id for line in lines if line.orphan is not None}
         with self._tracked.reading() as tracking:
             owners = tracking.owners(planning.ids_in_places(chosen) | orphans)
@@ -242,6 +243,7 @@ class Fence:
             destination=self._destination,
             swept_ms={},
             undone_ms=undone_ms,
+            candidates=candidates,
         )
         made = planning.decisions(
             facts,

@@ -49,7 +49,7 @@ BREAKS = (
         name="references",
         what="the fence does not read who needs a location",
         file="fence.py",
-        old="found = references.read(self._tracked, self._registry)",
+        old="found = references.read(self._tracked, self._registry, candidates.matters)",
         new="found: list[references.Reference] = []",
         tests="tests/integration/test_holds.py -k between_plan_and_fence",
     ),
