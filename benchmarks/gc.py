@@ -1,6 +1,7 @@
 """The same backlog through stock ``mlflow gc`` and through ours: whole processes, wall clock and CPU.
 
     python -m benchmarks.gc [--runs 200] [--objects 20] [--repeats 5] [--delays-ms 0 20]
+    python -m benchmarks.gc --runs 10000 --stock-runs 1000 --objects 3 --repeats 3 --delays-ms 20
 
 Both tools get the same rows and the same objects, one after the other, alternating; both delete the rows too. Stock
 gets a database without our tables, so that our hook in its store stays away from it. Each time the bucket is listed
@@ -12,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import compileall
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from typing import Any
 
 import mlflow_artifact_gc
 from benchmarks.delay_proxy import delayed
+from benchmarks.filling import deleted_runs
+from benchmarks.whole import OURS, Timing, counted, environ_of, machine, spread, timed
 from mlflow_artifact_gc.demo.servers import S3Server, seaweedfs
 from tests.servers import make_bucket, s3_client
 from tests.site import Site
@@ -37,14 +38,6 @@ from tests.site import Site
 ENTRY_POINTS = {"mlflow gc": ["-m", "mlflow"], "mlflow-artifact-gc": ["-m", "mlflow_artifact_gc"]}
 PER_REQUEST = 250
 THREADS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One whole process."""
-
-    wall_s: float
-    cpu_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +49,7 @@ class Backlog:
     plain: Path
     server: S3Server
     bucket: str
+    runs: int
     dead: Sequence[str]
     live: Sequence[str]
 
@@ -83,36 +77,26 @@ class Backlog:
         if any(row.stage == "deleted" for row in rows) or not rows:
             raise SystemExit("rows of deleted runs are left, or none at all")
 
-    def forget_marker(self) -> None:
-        """The next copy of the database has never swept here."""
+    def prepare(self, *, plain: bool = False) -> str:
+        """As ``refill``, and the copy of the database has never swept here."""
         s3_client(self.server).delete_object(Bucket=self.bucket, Key="mlruns/_mlflow-artifact-gc.json")
+        return self.refill(plain=plain)
 
 
 def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int) -> Backlog:
-    """An experiment with ``runs`` deleted runs and ``live`` others, each of ``objects`` objects; opted in."""
+    """An experiment with ``runs`` deleted runs, another with ``live`` others, each of ``objects`` objects; opted in."""
+    folder.mkdir()
     bucket = make_bucket(server)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     site = Site.direct(uri, server, bucket)
+    places = deleted_runs(site, runs)
     experiment = site.experiment()
-    kept = [site.run(experiment, n_objects=objects) for _ in range(live)]
-    dead = [site.run(experiment, n_objects=objects) for _ in range(runs)]
-    for run in dead:
-        site.delete_run(run)
-    owned = site.objects
+    kept = [site.key_of(site.artifact_uri(site.run(experiment, n_objects=0))) for _ in range(live)]
     site.close()
     shutil.copy(folder / "mlflow.db", folder / "plain.db")
-    command = [
-        "init",
-        "--backend-store-uri",
-        uri,
-        "--registry-store-uri",
-        uri,
-        "--grace",
-        "0s",
-        "--min-object-age",
-        "0s",
-    ]
-    subprocess.run([sys.executable, "-m", "mlflow_artifact_gc", *command], check=True, stdout=subprocess.DEVNULL)
+    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri]
+    init = [*OURS, "init", *stores, "--grace", "0s", "--min-object-age", "0s"]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL, env=environ_of())
     shutil.move(folder / "mlflow.db", folder / "origin.db")
     return Backlog(
         folder=folder,
@@ -120,23 +104,10 @@ def build(folder: Path, server: S3Server, *, runs: int, objects: int, live: int)
         plain=folder / "plain.db",
         server=server,
         bucket=bucket,
-        dead=[key for key, one in owned.items() if one.owner not in kept],
-        live=[key for key, one in owned.items() if one.owner in kept],
+        runs=runs,
+        dead=[f"{place}/data/{number}" for place in places for number in range(objects)],
+        live=[f"{place}/data/{number}" for place in kept for number in range(objects)],
     )
-
-
-def timed(argv: Sequence[str], environ: dict[str, str]) -> Timing:
-    """Run a whole process."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall_s = time.perf_counter() - started
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{argv}: {process.returncode}\n{log.read().decode()[-2000:]}")
-    return Timing(wall_s=wall_s, cpu_s=usage.ru_utime + usage.ru_stime)
 
 
 def argv_of(tool: str, uri: str) -> list[str]:
@@ -145,11 +116,9 @@ def argv_of(tool: str, uri: str) -> list[str]:
     return [sys.executable, *ENTRY_POINTS[tool], "gc", "--backend-store-uri", uri, *own]
 
 
-def environ_of(server: S3Server, uri: str) -> dict[str, str]:
+def environ_for(server: S3Server, uri: str) -> dict[str, str]:
     """Only what both tools need."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "_MLFLOW_"))}
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_TRACKING_URI": uri}
-    return {**kept, **server.environ(), **quiet}
+    return environ_of(**server.environ(), MLFLOW_TRACKING_URI=uri)
 
 
 def raw_limit(backlog: Backlog) -> float:
@@ -168,37 +137,40 @@ def raw_limit(backlog: Backlog) -> float:
     return len(backlog.dead) / (time.perf_counter() - started)
 
 
-def compare(backlog: Backlog, server: S3Server, repeats: int) -> dict[str, list[Timing]]:
+def compare(backlogs: Mapping[str, Backlog], server: S3Server, repeats: int) -> dict[str, list[Timing]]:
     """Both tools in turn, as often as asked."""
     found: dict[str, list[Timing]] = {tool: [] for tool in ENTRY_POINTS}
     for repeat in range(repeats):
         # The order changes, so that neither always comes second.
         for tool in sorted(ENTRY_POINTS, reverse=bool(repeat % 2)):
-            uri = backlog.refill(plain=tool == "mlflow gc")
-            backlog.forget_marker()
-            found[tool].append(timed(argv_of(tool, uri), environ_of(server, uri)))
-            backlog.check(uri)
+            uri = backlogs[tool].prepare(plain=tool == "mlflow gc")
+            found[tool].append(timed(argv_of(tool, uri), environ_for(server, uri)))
+            backlogs[tool].check(uri)
     return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, and the lowest and highest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def requests_of_ours(backlog: Backlog, server: S3Server) -> int:
+    """How many requests one more ``gc`` sends."""
+    uri = backlog.prepare()
+    _, _, _, *arguments = argv_of("mlflow-artifact-gc", uri)
+    return counted(arguments, environ_for(server, uri)).requests or 0
 
 
-def show(delay_ms: float, found: dict[str, list[Timing]]) -> None:
-    """A row a tool, and how many times faster ours is."""
+def show(delay_ms: float, found: dict[str, list[Timing]], backlogs: Mapping[str, Backlog]) -> None:
+    """A row a tool, and how many times faster ours is, for each run."""
     for tool, timings in found.items():
         wall, cpu = [one.wall_s for one in timings], [one.cpu_s for one in timings]
-        print(f"| {delay_ms:g} ms | `{tool}` | {spread(wall)} | {spread(cpu)} |", flush=True)
-    stock, ours = (statistics.median(one.wall_s for one in found[tool]) for tool in ENTRY_POINTS)
-    print(f"| {delay_ms:g} ms | **ours is faster by** | **{stock / ours:.1f} times** | |", flush=True)
+        runs = backlogs[tool].runs
+        print(f"| {delay_ms:g} ms | `{tool}` | {runs:,} | {spread(wall)} | {spread(cpu)} |", flush=True)
+    stock, ours = (statistics.median(one.wall_s for one in found[tool]) / backlogs[tool].runs for tool in ENTRY_POINTS)
+    print(f"| {delay_ms:g} ms | **ours is faster by** | | **{stock / ours:.1f} times** a run | |", flush=True)
 
 
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--stock-runs", type=int, help="fewer for mlflow gc, which takes its time for each")
     parser.add_argument("--objects", type=int, default=20)
     parser.add_argument("--live", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
@@ -209,20 +181,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         server = stack.enter_context(seaweedfs(folder / "s3"))
-        backlog = build(folder, server, runs=wanted.runs, objects=wanted.objects, live=wanted.live)
+        ours = build(folder / "ours", server, runs=wanted.runs, objects=wanted.objects, live=wanted.live)
+        stock = ours
+        if wanted.stock_runs:
+            many = wanted.stock_runs
+            stock = build(folder / "stock", server, runs=many, objects=wanted.objects, live=wanted.live)
+        backlogs = {"mlflow gc": stock, "mlflow-artifact-gc": ours}
         print(
-            f"{wanted.runs} deleted runs of {wanted.objects} objects beside {wanted.live} live ones, SQLite, SeaweedFS "
-            f"on the same machine; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-            f"MLflow {version('mlflow')}, boto3 {version('boto3')}; {wanted.repeats} repeats, alternating.\n"
+            f"Deleted runs of {wanted.objects} objects beside {wanted.live} live ones, SQLite, SeaweedFS "
+            f"on the same machine; {machine()}, MLflow {version('mlflow')}, boto3 {version('boto3')}; "
+            f"{wanted.repeats} repeats, alternating.\n"
         )
-        print("| round trip added | command | wall seconds: median (lowest to highest) | CPU seconds |")
-        print("|---|---|---|---|", flush=True)
+        print("| round trip added | command | runs | wall seconds: median (lowest to highest) | CPU seconds |")
+        print("|---|---|---|---|---|", flush=True)
         for delay_ms in wanted.delays_ms:
             slowed = stack.enter_context(delayed(server, delay_ms / 1000, folder=folder)) if delay_ms else server
-            show(delay_ms, compare(backlog, slowed, wanted.repeats))
-        limits = [raw_limit(backlog) for _ in range(wanted.repeats)]
+            show(delay_ms, compare(backlogs, slowed, wanted.repeats), backlogs)
+        limits = [raw_limit(ours) for _ in range(wanted.repeats)]
         rates = f"{statistics.median(limits):,.0f} ({min(limits):,.0f} to {max(limits):,.0f})"
         print(f"\nThe server's own limit, DeleteObjects on known keys, 16 at a time: {rates} objects a second.")
+        requests = requests_of_ours(ours, server)
+        print(f"Ours sent {requests:,} requests, {requests / ours.runs:.2f} a run.")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import sqlalchemy as sa
-
 import mlflow_artifact_gc
+from benchmarks.filling import deleted_runs
 from benchmarks.whole import OURS, Timing, environ_of, machine, spread, timed
 from mlflow_artifact_gc.demo.servers import S3Server, seaweedfs
 from tests.servers import make_bucket, s3_client
@@ -89,24 +88,7 @@ def build(folder: Path, server: S3Server, *, keys: int, prefixes: int) -> Ground
     """``prefixes`` deleted runs in one experiment, ``keys`` objects of ten bytes."""
     bucket = make_bucket(server)
     site = Site.direct(f"sqlite:///{folder / 'origin.db'}", server, bucket)
-    experiment = site.experiment()
-    template = site.run(experiment, n_objects=0)
-    with site.engine.begin() as connection:
-        copied = (
-            "name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, source_version,"
-            " experiment_id"
-        )
-        connection.execute(
-            sa.text(
-                f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {prefixes})"
-                f" INSERT INTO runs (run_uuid, artifact_uri, lifecycle_stage, deleted_time, {copied})"
-                f" SELECT printf('%08x%024x', i * 2654435761 % 4294967296, i),"
-                f" replace(artifact_uri, run_uuid, printf('%08x%024x', i * 2654435761 % 4294967296, i)),"
-                f" 'deleted', 1000, {copied} FROM n, runs WHERE run_uuid = '{template}'"
-            )
-        )
-        places = connection.execute(sa.text("SELECT artifact_uri FROM runs WHERE lifecycle_stage = 'deleted'"))
-        found = [place.removeprefix(f"s3://{bucket}/") for place in places.scalars()]
+    found = deleted_runs(site, prefixes)
     site.close()
     each = keys // prefixes
     names = [f"{place}/model/f{number}.bin" for place in found for number in range(each)]

@@ -1,4 +1,4 @@
-"""Whole processes, measured from outside: wall clock, CPU, peak memory; and how many statements one sends."""
+"""Whole processes, measured from outside: wall clock, CPU, peak memory; and how much one asks of others."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _POLL_S: Final = 0.02
 _COUNTED: Final = """
 import atexit, pathlib, sys
 import sqlalchemy as sa
+from botocore.httpsession import URLLib3Session
 from mlflow_artifact_gc.cli import main
-sent = []
+sent, asked, send = [], [], URLLib3Session.send
 sa.event.listen(sa.Engine, "before_cursor_execute", lambda *seen: sent.append(1))
-atexit.register(lambda: pathlib.Path(sys.argv.pop()).write_text(str(len(sent))))
+URLLib3Session.send = lambda *what: asked.append(1) or send(*what)
+atexit.register(lambda: pathlib.Path(sys.argv.pop()).write_text(f"{len(sent)} {len(asked)}"))
 path = sys.argv.pop(1)
 atexit.register(sys.argv.append, path)
 main()
@@ -35,12 +37,13 @@ main()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """One whole process. ``statements`` None: not counted."""
+    """One whole process. ``statements`` to databases and ``requests`` to S3 None: not counted."""
 
     wall_s: float
     cpu_s: float
     peak_mb: float
     statements: int | None = None
+    requests: int | None = None
     output: str = ""
 
 
@@ -79,15 +82,17 @@ def timed(argv: Sequence[str], environ: Mapping[str, str] | None = None, *, code
 
 
 def counted(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Timing:
-    """Our command with these arguments, and the number of statements that it sends."""
+    """Our command with these arguments, and the numbers of statements and requests that it sends."""
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "statements"
         found = timed([sys.executable, "-c", _COUNTED, str(file), *arguments], environ)
+        statements, requests = map(int, file.read_text().split())
         return Timing(
             wall_s=found.wall_s,
             cpu_s=found.cpu_s,
             peak_mb=found.peak_mb,
-            statements=int(file.read_text()),
+            statements=statements,
+            requests=requests,
             output=found.output,
         )
 
