@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,10 @@ SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32)
 os.environ["TEST_SEED"] = str(SEED)
 _STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
 _PG_TEMPLATE = "mlflow_template"
+_STORE_REGISTRIES = {
+    "mlflow.tracking._tracking_service.registry": "TrackingStoreRegistry",
+    "mlflow.tracking._model_registry.registry": "ModelRegistryStoreRegistry",
+}
 _WITHOUT_MARIADB = bool(os.environ.get(mariadb.WITHOUT))
 
 
@@ -72,6 +77,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     if "mlflow.store.artifact.s3_artifact_repo" in sys.modules:
         sys.modules["mlflow.store.artifact.s3_artifact_repo"]._cached_get_s3_client.cache_clear()
+    # It keeps its stores too, each with an engine and the statements compiled for that: gigabytes after a thousand.
+    for name, registry in _STORE_REGISTRIES.items():
+        if name in sys.modules:
+            getattr(sys.modules[name], registry)._get_store_with_resolved_uri.cache_clear()
     # MLflow's migrations, which an old one runs at each start, take the root logger's handlers away, caplog's too.
     monkeypatch.setattr("logging.config.fileConfig", lambda *_arguments, **_how: None)
 
@@ -85,6 +94,33 @@ def _one_loader() -> Iterator[None]:
     loader = botocore.loaders.create_loader()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(botocore.session, "create_loader", lambda *_arguments, **_how: loader)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_compilation() -> Iterator[None]:
+    """A statement is compiled once, and not anew for each of the thousands of engines: that is a quarter of all time.
+
+    SQLAlchemy keeps what it has compiled by the dialect, which each engine has an own one of.
+    """
+    import sqlalchemy as sa
+    from sqlalchemy.engine.default import DefaultDialect
+    from sqlalchemy.util import LRUCache
+
+    compiled: LRUCache[Any, Any] = LRUCache(5_000)
+    make = sa.Engine.__init__
+
+    def make_sharing(engine: sa.Engine, *arguments: Any, **how: Any) -> None:
+        make(engine, *arguments, **how)
+        engine._compiled_cache = compiled
+
+    def same(one: DefaultDialect, other: object) -> bool:
+        return type(one) is type(other) and one.server_version_info == other.server_version_info
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sa.Engine, "__init__", make_sharing)
+        patched.setattr(DefaultDialect, "__eq__", same)
+        patched.setattr(DefaultDialect, "__hash__", lambda dialect: hash(type(dialect)))
         yield
 
 
