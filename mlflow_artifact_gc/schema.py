@@ -102,12 +102,16 @@ def upgrade(connection: Connection) -> None:
         TablesNotReady: they are newer than this code.
         DatabaseUnusable: another process has been making them for a minute.
     """
-    from alembic import command
-
     with _alone(connection):
-        if state(connection) is SchemaState.NEWER:
-            require_current(connection)
-        command.upgrade(alembic_config(connection), "head")
+        match state(connection):
+            case SchemaState.CURRENT:
+                return
+            case SchemaState.NEWER:
+                require_current(connection)
+            case SchemaState.ABSENT | SchemaState.OLDER:
+                from alembic import command
+
+                command.upgrade(alembic_config(connection), "head")
 
 
 def require_current(connection: Connection) -> None:

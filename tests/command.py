@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc as collector
 import json
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from click.testing import CliRunner
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mlflow_artifact_gc import schema, tables
 from mlflow_artifact_gc.cli import main
@@ -48,13 +50,25 @@ def make_tables(uri: str) -> None:
         with engine.begin() as connection:
             absent = schema.state(connection) is schema.SchemaState.ABSENT
             if absent and sa.inspect(connection).has_table("experiments"):
-                tables.metadata.create_all(connection)
-                version = sa.table(tables.VERSION_TABLE, sa.column("version_num"))
-                connection.execute(sa.text(f"CREATE TABLE {tables.VERSION_TABLE} (version_num VARCHAR(32) NOT NULL)"))
-                connection.execute(version.insert().values(version_num=schema.head()))
-                connection.execute(tables.lease.insert().values(id=1, until_ms=0))
+                for statement in _statements(connection.dialect):
+                    connection.exec_driver_sql(statement)
     finally:
         engine.dispose()
+
+
+@functools.cache
+def _statements(dialect: sa.Dialect) -> list[str]:
+    """What makes our tables: of each dialect compiled once (see ``_one_compilation``)."""
+    found = [f"CREATE TABLE {tables.VERSION_TABLE} (version_num VARCHAR(32) NOT NULL)"]
+    for table in tables.metadata.sorted_tables:
+        indexes = sorted(table.indexes, key=lambda index: str(index.name))
+        made: list[CreateTable | CreateIndex] = [CreateTable(table), *map(CreateIndex, indexes)]
+        found += [str(one.compile(dialect=dialect)) for one in made]
+    found += [
+        f"INSERT INTO {tables.VERSION_TABLE} (version_num) VALUES ('{schema.head()}')",
+        f"INSERT INTO {tables.lease.name} (id, until_ms) VALUES (1, 0)",
+    ]
+    return found
 
 
 def init(site: Site, *arguments: str) -> Ran:

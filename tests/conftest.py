@@ -249,11 +249,23 @@ def pg_uri(pg: PostgresServer, pg_template: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
-    """A MariaDB for the whole session."""
+    """A MariaDB for the whole session. Its driver reads the machine's certificates once, not for each connection."""
+    from pymysql.connections import Connection
+
     if _WITHOUT_MARIADB:
         pytest.skip(f"{mariadb.WITHOUT} is set")
     why = ""
+    make = Connection._create_ssl_ctx
+    plain = functools.cache(lambda: make(None, {}))
+
+    def make_once(connection: Any, how: Any) -> Any:
+        return make(connection, how) if how else plain()
+
     with ExitStack() as stack:
+        patched = stack.enter_context(pytest.MonkeyPatch.context())
+        patched.setattr(
+            Connection, "_create_ssl_ctx", lambda connection, how: make(connection, how) if how else plain()
+        )
         try:
             found = mariadb.programs(request.config.cache.mkdir("mariadb"))
             server = stack.enter_context(mariadb.mariadb(found))
