@@ -6,6 +6,7 @@ fails the test. ``make soak`` strikes each single request (``SOAK_FAULTS``); her
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from tests.command import NOW, init, run
-from tests.fakes3 import FakeS3, Fault, Kind, fake_s3
+from tests.fakes3 import Bucket, FakeS3, Fault, Kind, fake_s3
 from tests.fakes3.faults import FOR_GOOD, OF_KEYS, OF_LISTINGS
 from tests.integration.s3_servers import wait_for_nothing
 from tests.oracle import assert_bucket_sound
 from tests.servers import PostgresServer
-from tests.site import Site, Snapshot
+from tests.site import Owned, Site, Snapshot
 from tests.working import elapse
 
 SOAK = bool(os.environ.get("SOAK_FAULTS"))
@@ -41,6 +42,16 @@ def fake() -> Iterator[FakeS3]:
         yield server
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a site was before its first sweep: a copy elsewhere would be another database, one in its place is not."""
+
+    uri: str
+    database: bytes
+    bucket: Bucket
+    objects: dict[str, Owned]
+
+
 @dataclass(kw_only=True)
 class Bench:
     """Makes sites that all hold the same, and sweeps them."""
@@ -48,8 +59,27 @@ class Bench:
     fake: FakeS3
     database: Callable[[], str]
     make_site: MakeSite
+    origins: dict[bool, Origin] = field(default_factory=dict)
 
     def site(self, *, versioned: bool) -> Site:
+        """What ``build`` makes; on SQLite it is made once, and put back as it was."""
+        if origin := self.origins.get(versioned):
+            Path(origin.uri.removeprefix("sqlite:///")).write_bytes(origin.database)
+            self.fake.kept.buckets[origin.bucket.name] = copy.deepcopy(origin.bucket)
+            site = self.make_site(Site.direct(origin.uri, self.fake.server, origin.bucket.name))
+            site.objects.update(origin.objects)
+            return site
+        site = self.build(versioned=versioned)
+        if site.uri.startswith("sqlite"):
+            self.origins[versioned] = Origin(
+                uri=site.uri,
+                database=Path(site.uri.removeprefix("sqlite:///")).read_bytes(),
+                bucket=copy.deepcopy(self.fake.bucket(site.bucket)),
+                objects=dict(site.objects),
+            )
+        return site
+
+    def build(self, *, versioned: bool) -> Site:
         """A deleted run with objects, an odd key and an unfinished upload, another one, and a live one."""
         name = f"f-{uuid.uuid4().hex[:12]}"
         bucket = self.fake.make_bucket(name)
@@ -86,6 +116,7 @@ class Bench:
         site = self.site(versioned=versioned)
         self.fake.log.clear()
         code, _ = self.sweep(site)
+        site.close()
         assert code == 0
         return Counter(call.operation for call in self.fake.log)
 
@@ -123,12 +154,12 @@ def impatient(fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def bench(fake: FakeS3, sqlite_template: Path, tmp_path: Path, make_site: MakeSite, impatient: None) -> Bench:
     """On SQLite."""
 
-    def copy() -> str:
+    def fresh() -> str:
         path = tmp_path / f"{uuid.uuid4().hex}.db"
         shutil.copyfile(sqlite_template, path)
         return f"sqlite:///{path}"
 
-    return Bench(fake=fake, database=copy, make_site=make_site)
+    return Bench(fake=fake, database=fresh, make_site=make_site)
 
 
 @pytest.fixture
@@ -138,11 +169,11 @@ def pg_bench(
     """On PostgreSQL."""
     made: list[str] = []
 
-    def copy() -> str:
+    def fresh() -> str:
         made.append(f"f_{uuid.uuid4().hex[:16]}")
         return pg.create_database(made[-1], template=pg_template)
 
-    yield Bench(fake=fake, database=copy, make_site=make_site)
+    yield Bench(fake=fake, database=fresh, make_site=make_site)
     for name in made:
         pg.drop_database(name)
 

@@ -16,7 +16,7 @@ from mlflow_artifact_gc.s3 import Entry
 from mlflow_artifact_gc.s3 import Kind as Of
 from mlflow_artifact_gc.s3.pace import Pace
 from tests.command import gc, init
-from tests.fakes3 import FakeS3, Request, fake_s3
+from tests.fakes3 import FakeS3, Fault, Kind, Request, fake_s3
 from tests.site import Site
 
 MakeSite = Callable[[Site], Site]
@@ -119,3 +119,14 @@ def test_gc_of_a_busy_server(fake: FakeS3, sqlite_uri: str, make_site: MakeSite)
     left = [item.key for item in site.items() if not item.key.endswith(s3.MARKER_NAME)]
     assert len(left) == 3
     assert all(live in key for key in left)
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_that_cannot_be_read_holds_no_place(fake: FakeS3) -> None:
+    """Of one that is all that may be under way: the thread that met it has ended, and the next one goes out."""
+    client = s3.connect(os.environ, threads=1)
+    fake.plan(Fault(kind=Kind.PAGE_OF_HTML, operation="GetBucketVersioning"))
+    for refused in (True, False):
+        with ThreadPoolExecutor(1) as executor:
+            answer = executor.submit(s3.bucket_versioning, client, BUCKET)
+            assert (answer.exception() is not None) is refused

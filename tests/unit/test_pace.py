@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -19,11 +20,11 @@ class Clock:
         return self.now_s
 
 
-def asked(pace: Pace, clock: Clock, *, took_s: float = 0.1, refused: bool = False, operation: str = "List") -> None:
+def asked(pace: Pace, clock: Clock, *, took_s: float = 0.1, status: int = 200, what: str = "GET list") -> None:
     """One request from its begin to its end."""
-    pace.begin(operation)
-    clock.now_s += took_s
-    pace.end(refused=refused)
+    with pace.request(what) as statuses:
+        clock.now_s += took_s
+        statuses.append(status)
 
 
 def test_a_refusal_halves_and_good_answers_climb_to_the_cap() -> None:
@@ -33,7 +34,7 @@ def test_a_refusal_halves_and_good_answers_climb_to_the_cap() -> None:
     assert pace.limit == 16
     limits = []
     for _ in range(6):
-        asked(pace, clock, refused=True)
+        asked(pace, clock, status=503)
         limits.append(pace.limit)
     assert limits == [8, 4, 2, 1, 1, 1]
     asked(pace, clock)
@@ -50,10 +51,10 @@ def test_refusals_of_one_moment_count_once() -> None:
     go = threading.Barrier(5)
 
     def request() -> None:
-        pace.begin("List")
-        go.wait()
-        go.wait()
-        pace.end(refused=True)
+        with pace.request("GET list") as statuses:
+            go.wait()
+            go.wait()
+            statuses.append(429)
 
     threads = [threading.Thread(target=request) for _ in range(4)]
     for thread in threads:
@@ -73,7 +74,7 @@ def test_much_longer_than_usual_is_a_sign(took_s: float, limit: int) -> None:
     pace = Pace(16, clock)
     for _ in range(50):
         asked(pace, clock, took_s=0.1)
-    asked(pace, clock, took_s=30, operation="DeleteObjects")
+    asked(pace, clock, took_s=30, what="POST delete")
     assert pace.limit == 16
     asked(pace, clock, took_s=took_s)
     assert pace.limit == limit
@@ -83,28 +84,25 @@ def test_much_longer_than_usual_is_a_sign(took_s: float, limit: int) -> None:
 
 
 def test_no_more_than_the_limit_are_under_way() -> None:
-    """The next one waits; whoever was interrupted holds nobody up for ever."""
-    clock = Clock()
-    pace = Pace(1, clock)
-    pace.begin("List")
+    """The next one waits. What is interrupted is under way no more, and counts as refused: nobody has answered."""
+    pace = Pace(2, Clock())
     came = threading.Event()
 
     def request() -> None:
-        pace.begin("List")
-        came.set()
-        pace.end(refused=False)
+        with pace.request("GET list") as statuses:
+            came.set()
+            statuses.append(200)
 
     waiting = threading.Thread(target=request)
-    waiting.start()
-    assert not came.wait(0.2)
-    pace.end(refused=False)
-    assert came.wait(5)
-    waiting.join()
-
-    pace.begin("List")
-    interrupted = threading.Thread(target=request)
+    with suppress(KeyboardInterrupt), pace.request("GET list"):
+        with pace.request("GET list") as statuses:
+            waiting.start()
+            assert not came.wait(0.2)
+            statuses.append(200)
+        assert came.wait(5)
+        waiting.join()
+        raise KeyboardInterrupt
+    assert pace.limit == 1
     came.clear()
-    interrupted.start()
-    clock.now_s += 121
-    assert came.wait(5)
-    interrupted.join()
+    request()
+    assert came.is_set()
