@@ -33,7 +33,7 @@ from mlflow_artifact_gc.lifecycle import (
     outermost,
 )
 from mlflow_artifact_gc.locations import Destination, Location
-from mlflow_artifact_gc.model import Action, Plan
+from mlflow_artifact_gc.model import Action, Failure, Plan
 from mlflow_artifact_gc.s3 import Configuration, Versioning
 from mlflow_artifact_gc.s3 import lifecycle as configurations
 
@@ -201,7 +201,7 @@ def require_unused_tag(client: S3Client, examined: Examined, touched: Collection
         touched: where something was tagged by us.
 
     Raises:
-        Refused: one outside of these does. It may be live, and S3 would remove it.
+        Refused: one outside of these does, or cannot be asked. It may be live, and S3 would remove it.
         BucketPaused, ListingIncomplete, Transient: the bucket cannot be read.
     """
     if examined.wanted.action is not Action.TAG or not examined.finding.needed or examined.impossible:
@@ -209,8 +209,17 @@ def require_unused_tag(client: S3Client, examined: Examined, touched: Collection
     for prefix in examined.wanted.prefixes[:_PROBES]:
         for entry in islice(s3.current(client, examined.bucket, prefix), 0, _SAMPLED, _EACH):
             place = Location.of_key(examined.bucket, entry.key)
-            ours = any(location.contains(place) for location in touched)
-            if not ours and s3.carries(client, examined.bucket, entry, examined.wanted.tag):
+            if any(location.contains(place) for location in touched):
+                continue
+            carries = s3.carries(client, examined.bucket, entry, examined.wanted.tag)
+            if isinstance(carries, Failure):
+                raise Refused(
+                    f"Bucket {examined.bucket!r}: the tags of the object {entry.key!r} could not be read "
+                    f"({carries.code}{f': {carries.message}' if carries.message else ''}), so whether others carry the "
+                    f"tag {examined.wanted.tag} is not known: with the rule, S3 would remove what does. Nothing was "
+                    "written: run it again, with s3:GetObjectTagging granted to these credentials"
+                )
+            if carries:
                 raise Refused(
                     f"Bucket {examined.bucket!r}: the object {entry.key!r} carries the tag {examined.wanted.tag}, and "
                     "not by our doing: with the rule, S3 would remove it and all that others have tagged so. Nothing "

@@ -77,13 +77,17 @@ def remove_tag(client: S3Client, bucket: str, entry: Entry, tag: Tag, *, version
     return _Tagging(client, bucket, entry, versioned=versioned).change(wanted)
 
 
-def carries(client: S3Client, bucket: str, entry: Entry, tag: Tag) -> bool:
-    """Whether an object is known to carry ``tag``; what may not be read, or is gone, is not.
+def carries(client: S3Client, bucket: str, entry: Entry, tag: Tag) -> bool | Failure:
+    """Whether an object carries ``tag``, or why that is not known. What is gone carries none.
 
     Raises:
         BucketPaused, Transient: no request can be made in this bucket.
     """
     found = _Tagging(client, bucket, entry, versioned=False).read()
+    if found is Tagged.UNKNOWN:
+        return Failure(key=entry.key, code="NoAnswer", message="the answer was lost on its way", retryable=True)
+    if isinstance(found, Failure):
+        return found
     return isinstance(found, dict) and found.get(tag.key) == tag.value
 
 
@@ -101,8 +105,6 @@ class _Tagging:
 
     def change(self, wanted: Callable[[Mapping[str, str]], dict[str, str] | Tagged]) -> Tagged | Failure:
         """Read, decide, write; where the answer to the write is lost, read again."""
-        if DOT_SEGMENT.search(self._entry.key):
-            return dot_segment(self._entry.key, self._version)
         written = False
         for _ in range(_TRIES):
             found = self.read()
@@ -120,6 +122,8 @@ class _Tagging:
 
     def read(self) -> dict[str, str] | Tagged | Failure:
         """Its tags, or why they are not known."""
+        if DOT_SEGMENT.search(self._entry.key):
+            return dot_segment(self._entry.key, self._version)
         try:
             answer = self._client.get_object_tagging(**cast("Any", self._target))
         except S3_ERRORS as error:

@@ -11,6 +11,8 @@ import pytest
 from mlflow_artifact_gc.demo.servers import S3Server
 from tests.command import NOW as GC_NOW
 from tests.command import gc, init, outcomes, reasons, run
+from tests.fakes3 import Fault, Kind, fake_s3
+from tests.fakes3.faults import FOR_GOOD
 from tests.lifecycle_runs import age, run_lifecycle
 from tests.site import Site
 from tests.working import NOW, intents, shift, tags, turn, watched
@@ -337,6 +339,29 @@ def test_gc_offers_to_write_the_rule(answers: str, code: int, site: Site, monkey
     if answers.startswith("y"):
         rules = site.client.get_bucket_lifecycle_configuration(Bucket=site.bucket)["Rules"]
         assert {rule["Status"] for rule in rules} == {"Enabled"}
+
+
+def test_a_tag_that_cannot_be_read_is_not_taken_for_none(
+    sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether others carry it is not known then: no rule is written, and the missing right is named."""
+    with fake_s3() as fake:
+        fake.make_bucket("bucket")
+        for name, value in fake.server.environ().items():
+            monkeypatch.setenv(name, value)
+        site = make_site(Site.direct(sqlite_uri, fake.server, "bucket"))
+        site.run(site.experiment(), {"a": b"1"})
+        init(site, *NOW, "--action", "tag")
+        fake.plan(Fault(kind=Kind.DENIED, operation="GetObjectTagging", times=FOR_GOOD))
+        refused = run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes")
+
+        assert refused.code == 4
+        assert "artifacts/a' could not be read (AccessDenied" in refused.err
+        assert "with s3:GetObjectTagging granted" in refused.err
+        assert (fake.bucket("bucket").lifecycle_xml, fake.unmet()) == (b"", [])
+        fake.plan()
+        ruled(site)
+        assert b"mlflow-artifact-gc" in fake.bucket("bucket").lifecycle_xml
 
 
 def test_a_tag_that_others_use_gets_no_rule(site: Site) -> None:
