@@ -71,7 +71,7 @@ def _begun(before_ms: int) -> str:
 def purged(result: SweepResult, now_ms: int) -> Notice | None:
     """What became of it; None where nothing has left the bucket and something may still be there."""
     objects = result.deleted_objects + result.deleted_versions
-    gone = f"{objects:,} object{'' if objects == 1 else 's'}, {show_size(result.deleted_bytes)}"
+    gone = f"{_objects(objects)}, {show_size(result.deleted_bytes)}"
     if result.outcome is Outcome.WAITING:
         # Those with too many tags were purged, if the site has it so.
         lost: Notice = ((PURGED, f"{gone} in part, {_utc(now_ms)}"),) if objects else ()
@@ -85,15 +85,19 @@ def purged(result: SweepResult, now_ms: int) -> Notice | None:
     return ((STATUS, f"{_PURGED}{part} {_utc(now_ms)}"), (PURGED, f"{gone}{part}, {_utc(now_ms)}"))
 
 
+def _objects(count: int) -> str:
+    return f"{count:,} object{'' if count == 1 else 's'}"
+
+
 def _waiting(result: SweepResult, now_ms: int) -> Notice:
-    much = f"{result.waiting_objects:,} objects, {show_size(result.waiting_bytes)}"
+    much = f"{_objects(result.waiting_objects)}, {show_size(result.waiting_bytes)}"
     done = "hidden" if result.action is Action.HIDE else "tagged for expiry"
     return ((STATUS, f"{done} {_utc(now_ms)}, the bucket's rule removes it"), (EXPIRES, f"{done}: {much}"))
 
 
 def arrived(objects: int, size_bytes: int, now_ms: int) -> Notice:
     """What was hidden or tagged has been removed by the bucket's rule."""
-    gone = f"{objects:,} objects, {show_size(size_bytes)}"
+    gone = f"{_objects(objects)}, {show_size(size_bytes)}"
     return ((STATUS, f"{_PURGED} by {_utc(now_ms)}"), (PURGED, f"{gone}, by {_utc(now_ms)}"))
 
 
@@ -108,10 +112,10 @@ def taken_back(gone: int, now_ms: int, *, hidden: int, undone: bool, holder: str
         holder: what needs it, if something does.
         until_ms: when it goes, if it was deleted again.
     """
-    lost = f"{_PURGED} in part: {gone:,} objects, before {_utc(now_ms)}"
+    lost = f"{_PURGED} in part: {_objects(gone)}, before {_utc(now_ms)}"
     said: Notice = ((PURGED, lost),) if gone else CLEARED
     if hidden:
-        behind = f"hidden by the bucket's rule: {hidden:,} objects; remove their delete markers to show them"
+        behind = f"hidden by the bucket's rule: {_objects(hidden)}; remove their delete markers to show them"
         lost, said = behind, (*said, (HIDDEN, behind))
     if holder:
         return (*kept(holder), *said)

@@ -174,10 +174,9 @@ def _plan_order(line: Decision) -> tuple[int, int, int, str]:
 
 def _show_totals(out: Output, plan: Plan) -> None:
     totals = plan.totals
-    measured = totals.due_objects is not None
-    amount = (
-        f", {show_count(totals.due_objects)} objects, {show_size(totals.due_bytes)}" if measured else " (not measured)"
-    )
+    amount = " (not measured)"
+    if totals.due_objects is not None:
+        amount = f", {plural(totals.due_objects, 'object')}, {show_size(totals.due_bytes)}"
     out.print(f"To sweep: {plural(totals.due, 'location')}{amount if totals.due else ''}.", style="bold")
     kept = [f"{count:,} {REASON_WORDS[reason]}" for reason, count in totals.by_reason if reason is not Reason.DUE]
     if kept:
@@ -407,7 +406,8 @@ def show_results(
     if rest:
         out.print(f"Others: {', '.join(rest)}.")
     if sums["metadata_deleted"] or experiments:
-        out.print(f"Rows deleted: {sums['metadata_deleted']:,} entities, {plural(len(experiments), 'experiment')}.")
+        entities = plural(sums["metadata_deleted"], "entity", "entities")
+        out.print(f"Rows deleted: {entities}, {plural(len(experiments), 'experiment')}.")
 
 
 def _waiting(results: Sequence[SweepResult], plan_id: str) -> Iterator[str]:
@@ -450,13 +450,13 @@ _LEFT: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "abort
 
 
 def _gone(sums: Mapping[str, int]) -> str:
-    parts = [f"{sums['deleted_objects']:,} objects"]
-    if sums["deleted_versions"]:
-        parts.append(f"{sums['deleted_versions']:,} old versions")
-    if sums["deleted_markers"]:
-        parts.append(f"{sums['deleted_markers']:,} delete markers")
-    if sums["aborted_uploads"]:
-        parts.append(plural(sums["aborted_uploads"], "unfinished upload"))
+    parts = [plural(sums["deleted_objects"], "object")]
+    others = {
+        "deleted_versions": "old version",
+        "deleted_markers": "delete marker",
+        "aborted_uploads": "unfinished upload",
+    }
+    parts += [plural(sums[name], word) for name, word in others.items() if sums[name]]
     return f"{', '.join(parts)}, {show_size(sums['deleted_bytes'])}"
 
 
