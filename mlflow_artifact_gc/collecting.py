@@ -163,8 +163,11 @@ class CommandCollection:
             stopped=lambda: False,
         )
         try:
-            for problem in settler.settle(everything=True).problems:
+            settled = settler.settle(everything=True)
+            for problem in settled.problems:
                 self._tell(f"not taken back: {problem}")
+            for why in settled.paused:
+                self._tell(f"not looked at, what is hidden or tagged: {why}")
         except ArtifactGcError as error:
             self._tell(f"not looked at, what is hidden or tagged: {error}")
 

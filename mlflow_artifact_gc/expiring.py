@@ -25,6 +25,8 @@ _DETAIL: Final = 1000
 _IN_LIMIT: Final = 500
 STUCK: Final = "not taken back: "
 """How the detail of an intent begins that is needed again, and of which something is still hidden or tagged."""
+UNSEEN: Final = "not looked at: "
+"""The same of what waits, and whose place is not known to be still the same."""
 _AGAIN_MS: Final = 5 * 60_000
 """What could not be taken back is tried again so much later."""
 
@@ -259,8 +261,17 @@ def put_off(connection: Connection, later: Mapping[Location, int]) -> None:
 
 def stuck(connection: Connection) -> list[str]:
     """Why something that is needed again could not be taken back, a text for each location."""
-    query = sa.select(intents.c.detail).where(_TOUCHED, intents.c.detail.like(f"{STUCK}%")).order_by(intents.c.id)
-    return [detail.removeprefix(STUCK) for detail in connection.scalars(query)]
+    return _told(connection, STUCK)
+
+
+def unseen(connection: Connection) -> list[str]:
+    """Why what waits could not be looked at, a text for each location."""
+    return _told(connection, UNSEEN)
+
+
+def _told(connection: Connection, start: str) -> list[str]:
+    query = sa.select(intents.c.detail).where(_TOUCHED, intents.c.detail.like(f"{start}%")).order_by(intents.c.id)
+    return [detail.removeprefix(start) for detail in connection.scalars(query)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

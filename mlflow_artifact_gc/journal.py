@@ -171,6 +171,11 @@ def known_roots(connection: Connection) -> list[tuple[str, str]]:
     return [(row.uri, row.endpoint) for row in connection.execute(sa.select(roots.c.uri, roots.c.endpoint))]
 
 
+def marked_roots(connection: Connection) -> list[str]:
+    """URIs of the roots in whose marker objects this database has written: without that nothing is swept there."""
+    return list(connection.scalars(sa.select(roots.c.uri).where(roots.c.marker_epoch > 0)))
+
+
 def proven_endpoints(connection: Connection) -> frozenset[str]:
     """The S3 endpoints under which objects of ours were found."""
     query = sa.select(roots.c.endpoint).where(roots.c.proven_ms.is_not(None)).distinct()

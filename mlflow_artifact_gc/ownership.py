@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, journal, s3
 from mlflow_artifact_gc.errors import ArtifactGcError, DestinationUnproven, RootRefused, StorageError
+from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Decision, Outcome
 from mlflow_artifact_gc.s3 import marker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
-    from mlflow_artifact_gc.locations import Destination, Location
     from mlflow_artifact_gc.s3 import S3Client
 
 _PROOF_ATTEMPTS: Final = 200
@@ -80,6 +80,30 @@ class Roots:
             return Standing(outcome=Outcome.PAUSED, detail=str(error))
         except _Foreign as error:
             return Standing(outcome=Outcome.FOREIGN, detail=str(error))
+
+    def around(self, places: Iterable[Location]) -> dict[Location, Standing]:
+        """Of each place in which something was done before, whether its root is still what it was then, by its marker.
+
+        In an empty bucket that has taken the place of the right one, everything would seem to have gone. What cannot be
+        said is ``PAUSED``, too.
+        """
+        with database.reading(self._engine) as connection:
+            marked = [Location.parse(uri, Destination()) for uri in journal.marked_roots(connection)]
+        compared: dict[Location, Standing] = {}
+        found: dict[Location, Standing] = {}
+        for place in places:
+            root = max((one for one in marked if one.contains(place)), key=lambda one: len(one.prefix), default=None)
+            if root is None:
+                why = f"no root that this database has marked contains {place.uri}: whose it is now is not known"
+                found[place] = Standing(outcome=Outcome.PAUSED, detail=why)
+                continue
+            if root not in compared:
+                try:
+                    compared[root] = self.compared(root)
+                except StorageError as error:
+                    compared[root] = Standing(outcome=Outcome.PAUSED, detail=str(error))
+            found[place] = compared[root]
+        return found
 
     def standing(self, root: Location, others: Iterable[Location], *, occupied: bool) -> Standing:
         """Whether we may delete under a root whose marker was just compared.

@@ -19,6 +19,7 @@ from mlflow_artifact_gc import (
     lease,
     notices,
     planning,
+    settling,
     surveying,
     sweeping,
 )
@@ -300,6 +301,10 @@ def look_twice(session: Session, terms: Terms, client: S3Client, stop: threading
             for found in executor.map(lambda task: _remaining(surveyor, task), tasks):
                 empty |= {location for location, one in found.items() if one.empty}
                 written |= {location for location, one in found.items() if not one.empty}
+            # After the listings, as when something waits: an empty bucket of that name says nothing of late writers.
+            standings = settling.standings(session, client, places, executor)
+        elsewhere = {location for location, standing in standings.items() if standing.outcome}
+        empty, written = empty - elsewhere, written - elsewhere
         with database.writing(session.engine) as connection:
             agenda.close(connection, empty, now_ms)
             agenda.reopen(connection, written, grace_ms=terms.grace_ms, now_ms=now_ms)

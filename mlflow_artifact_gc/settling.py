@@ -7,9 +7,9 @@ meanwhile has to be taken back before that: at once when the worker hears of it,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import agenda, database, expiring, journal, notices, planning, processes, s3, surveying
@@ -18,7 +18,8 @@ from mlflow_artifact_gc.expiring import Ending, Touched
 from mlflow_artifact_gc.expiry_tag import Tag
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.journal import State
-from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Reason
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Reason
+from mlflow_artifact_gc.ownership import Roots, Standing
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import chunks, decide
 
@@ -32,6 +33,7 @@ _logger = logging.getLogger("mlflow_artifact_gc.worker")
 _LEASE_MS: Final = 60_000
 _WEEK_MS: Final = 7 * 24 * 3_600_000
 _KEPT_MS: Final = 6 * 3_600_000
+_PAUSED_MS: Final = 5 * 60_000
 
 
 _RESTORED: Final = Ending(state=State.CANCELLED, detail="restored")
@@ -43,11 +45,15 @@ class ClaimLost(ArtifactGcError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """What was done: how many locations S3 has emptied, and what was taken back or could not be, and why."""
+    """What was done: how many locations S3 has emptied, and what was taken back or could not be, and why.
+
+    ``paused``: why some of what waits was not looked at, a sentence for each reason.
+    """
 
     arrived: int = 0
     restored: tuple[Restored, ...] = ()
     problems: tuple[str, ...] = ()
+    paused: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,8 +102,10 @@ class Settler:
         needed = self.take_back([one for one in found if one.location in endings], endings)
         left = [one for one in found if one.location not in endings and (one.look_ms or 0) <= now_ms]
         self._put_off([one for one in left if one.state is not State.WAITING], now_ms)
+        arrived, paused = self._look([one for one in left if one.state is State.WAITING])
         return Settled(
-            arrived=self._look([one for one in left if one.state is State.WAITING]),
+            arrived=arrived,
+            paused=paused,
             restored=(*back.restored, *needed.restored),
             problems=(*back.problems, *needed.problems),
         )
@@ -145,6 +153,9 @@ class Settler:
     def take_back(self, found: Sequence[Touched], endings: Mapping[Location, Ending]) -> Settled:
         """Take back what was done to locations, each of which then ends as ``endings`` has it.
 
+        Where a root's marker is gone, or ahead of this database, our tags and delete markers are taken off what is
+        there, which harms nobody; whether that is all of it is not known, so that it is a problem, and tried again.
+
         Raises:
             DatabaseUnusable: what was taken back and not written down is taken back again.
             RootRefused: this is not the S3 in which something was hidden or tagged; nothing was done.
@@ -172,10 +183,19 @@ class Settler:
                 requests=requests,
                 keep=self._keep,
             )
-            for one, done in zip(claimed, executor.map(lambda one: _tried(restorer, one), claimed), strict=True):
-                problem = self._note(one, done, endings[one.location])
-                if isinstance(done, Restored):
+            roots = standings(self.session, self.client(), [one.location for one in claimed], requests)
+
+            def tried(one: Touched) -> Restored | ArtifactGcError:
+                return _tried(restorer, one, roots[one.location])
+
+            for one, done in zip(claimed, executor.map(tried, claimed), strict=True):
+                standing = roots[one.location]
+                problem = self._note(one, done, endings[one.location], standing)
+                if isinstance(done, Restored) and standing.outcome is None:
                     restored.append(done)
+                elif isinstance(done, Restored) and done.back:
+                    # What is not there may be elsewhere.
+                    restored.append(replace(done, gone=0, gone_keys=()))
                 if problem:
                     problems.append(problem)
                     _logger.error("Not taken back: %s", problem)
@@ -199,8 +219,8 @@ class Settler:
             if not expiring.renew(connection, location, owner=self._owner, until_ms=until_ms):
                 raise ClaimLost
 
-    def _note(self, one: Touched, done: Restored | ArtifactGcError, end: Ending) -> str:
-        why = _problem(one, done)
+    def _note(self, one: Touched, done: Restored | ArtifactGcError, end: Ending, standing: Standing) -> str:
+        why = _problem(one, done, standing)
         with database.writing(self.session.engine) as connection:
             now_ms = database.clock_ms(connection)
             if why:
@@ -222,11 +242,15 @@ class Settler:
 
     # Looking
 
-    def _look(self, waiting: Sequence[Touched]) -> int:
-        """List again what waits: what is empty has gone, and what was written to since is garbage anew."""
+    def _look(self, waiting: Sequence[Touched]) -> tuple[int, tuple[str, ...]]:
+        """List again what waits: what is empty has gone, and what was written to since is garbage anew.
+
+        Returns how many locations are empty, and why others were not looked at.
+        """
         acted = {one.location: one for one in waiting}
         surveyor = surveying.Surveyor(self.client(), self.stopped) if waiting else None
         arrived = 0
+        refused: dict[Location, str] = {}
         for chunk in chunks(list(acted)):
             if surveyor is None or self.stopped():
                 break
@@ -235,8 +259,25 @@ class Settler:
             with ThreadPoolExecutor(self.concurrency) as executor:
                 for some in executor.map(lambda task: _remaining(surveyor, task), tasks):
                     found |= some
-            arrived += self._note_looks(found, acted)
-        return arrived
+                # After the listings: in another bucket of that name all that waits would seem to have gone.
+                found_at = standings(self.session, self.client(), chunk, executor)
+            not_ours = {place: standing.detail for place, standing in found_at.items() if standing.outcome}
+            self._pause(not_ours)
+            refused |= not_ours
+            arrived += self._note_looks({place: one for place, one in found.items() if place not in not_ours}, acted)
+        return arrived, tuple(dict.fromkeys(refused.values()))
+
+    def _pause(self, refused: Mapping[Location, str]) -> None:
+        if not refused:
+            return
+        for why in dict.fromkeys(refused.values()):
+            _logger.error("Not looked at, what is hidden or tagged: %s", why)
+        with database.writing(self.session.engine) as connection:
+            later_ms = database.clock_ms(connection) + _PAUSED_MS
+            expiring.lock(connection, refused)
+            expiring.look_later(
+                connection, {place: (later_ms, f"{expiring.UNSEEN}{refused[place]}") for place in refused}
+            )
 
     def _note_looks(self, found: Mapping[Location, surveying.Found], acted: Mapping[Location, Touched]) -> int:
         empty = [location for location, one in found.items() if one.empty]
@@ -273,6 +314,16 @@ class Settler:
         return len(empty)
 
 
+def standings(
+    session: Session, client: S3Client, places: Iterable[Location], executor: Executor
+) -> dict[Location, Standing]:
+    """Of each place in which something was done before, whether it is still the same, by its root's marker."""
+    roots = Roots(
+        engine=session.engine, client=client, site=session.site, destination=session.destination, executor=executor
+    )
+    return roots.around(places)
+
+
 def _written_since(found: surveying.Found, one: Touched) -> bool:
     """Whether a current object came after the last sweep; on some servers a tag moves an object's date."""
     if one.action is Action.HIDE:
@@ -292,23 +343,27 @@ def _next_look_ms(one: Touched, now_ms: int) -> int:
 
 def _left(found: surveying.Found) -> str:
     parts = [
-        (found.objects, "objects"),
-        (found.versions, "noncurrent versions"),
-        (found.markers, "delete markers"),
-        (len(found.uploads), "unfinished uploads"),
+        (found.objects, "object"),
+        (found.versions, "noncurrent version"),
+        (found.markers, "delete marker"),
+        (len(found.uploads), "unfinished upload"),
     ]
-    words = ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    words = ", ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in parts if count)
     return f"still there at the last look: {words}; the bucket's lifecycle rule removes them"
 
 
-def _tried(restorer: Restorer, one: Touched) -> Restored | ArtifactGcError:
+def _tried(restorer: Restorer, one: Touched, standing: Standing) -> Restored | ArtifactGcError:
+    if standing.outcome is Outcome.FOREIGN:
+        return RootRefused(standing.detail)
     try:
         return restorer.restore(one)
     except (StorageError, ClaimLost, DatabaseUnusable) as error:
         return error
 
 
-def _problem(one: Touched, done: Restored | ArtifactGcError) -> str:
+def _problem(one: Touched, done: Restored | ArtifactGcError, standing: Standing) -> str:
+    if standing.outcome is not None:
+        return f"{one.location.uri}: {standing.detail}"
     if isinstance(done, ArtifactGcError):
         return f"{one.location.uri}: {done}"
     if done.complete:

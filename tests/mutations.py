@@ -277,6 +277,14 @@ BREAKS = (
         new="if not endpoint:",
         tests="tests/integration/test_attack_waiting_for_s3.py -k endpoint",
     ),
+    Break(
+        name="replaced",
+        what="in a bucket that took the place of another one, what waits is looked at all the same",
+        file="settling.py",
+        old="for place, standing in found_at.items() if standing.outcome}",
+        new="for place, standing in found_at.items() if not place}",
+        tests="tests/integration/test_clones_and_moves.py -k replaced",
+    ),
 )
 
 

@@ -168,6 +168,7 @@ class Backlog:
         self._client: s3.S3Client | None = None
         self._kept = kept.Kept(models=0)
         self._untaken: tuple[str, ...] = ()
+        self._unseen: tuple[str, ...] = ()
         self._partly: tuple[partly.Partly, ...] = ()
         self._selection: applying.Selection | None = None
 
@@ -198,9 +199,10 @@ class Backlog:
                 self.show(plan)
             # Of a plan file it is noted that it was applied, also where nothing of it is left.
             if dry_run or not (plan.due or self._selection):
+                code = self._unsettled
                 if self._json:
-                    self._print_document(plan, sweeping.Report(results=self._dropped), code=0)
-                return 0
+                    self._print_document(plan, sweeping.Report(results=self._dropped), code=code)
+                return code
             self._require_within_brakes(plan)
             self._require_fit_buckets(plan, asks=not yes and sys.stdin.isatty())
             if not yes:
@@ -221,12 +223,19 @@ class Backlog:
             stopped=self._stop.is_set,
         )
         settled = settler.settle(everything=True)
-        self._untaken = settled.problems
+        self._untaken, self._unseen = settled.problems, settled.paused
         for restored in settled.restored:
             if restored.complete:
                 click.echo(render.restored(restored), err=True)
         for problem in settled.problems:
             click.echo(f"Not taken back: {problem}", err=True)
+        for why in settled.paused:
+            click.echo(f"Not looked at, what is hidden or tagged: {why}", err=True)
+
+    @property
+    def _unsettled(self) -> int:
+        """The exit code of what was not taken back, or not looked at, where nothing worse has come."""
+        return _EXIT_FAILED if self._untaken else _EXIT_PAUSED if self._unseen else 0
 
     def _settle_again(self) -> None:
         """After a sweep, whose report must not be lost with an error."""
@@ -458,7 +467,7 @@ class Backlog:
 
     def _report(self, plan: Plan, report: sweeping.Report, started: float) -> int:
         code = exit_code(report, interrupted=self._stop.is_set())
-        code = code or (_EXIT_FAILED if self._untaken else 0)
+        code = code or self._unsettled
         error = str(report.error) if report.error else render.complaint(report.results)
         if self._json:
             self._print_document(plan, report, code=code)

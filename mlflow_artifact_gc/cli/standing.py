@@ -32,6 +32,7 @@ def run(*, output: str, **options: Any) -> None:
         seen_ms, troubled = agenda.first_seen(connection), agenda.troubled(connection)
         lost = agenda.lost(connection)
         waiting, stuck = expiring.sums(connection), expiring.stuck(connection)
+        unseen = expiring.unseen(connection)
         by_hand = holds.active(connection, now_ms)
         orphans = sightings.summary(connection)
     cutoff_ms = now_ms - session.site.grace_ms
@@ -51,6 +52,7 @@ def run(*, output: str, **options: Any) -> None:
         lost=lost,
         waiting=waiting,
         stuck=stuck,
+        unseen=unseen,
         by_hand=by_hand,
         orphans=orphans,
     )
@@ -76,6 +78,7 @@ class _State:
     lost: int
     waiting: Mapping[Action, expiring.Waiting]
     stuck: list[str]
+    unseen: list[str]
     by_hand: list[Hold]
     orphans: tuple[int, int | None]
     """How many were seen at the last look, and when the first of them was seen."""
@@ -134,6 +137,7 @@ def _document(state: _State) -> dict[str, Any]:
             for action, one in state.waiting.items()
         },
         "not_taken_back": state.stuck,
+        "not_looked_at": state.unseen,
     }
 
 
@@ -193,6 +197,9 @@ def _kept_lines(state: _State, counts: Counter[Reason]) -> Iterator[str]:
             f"Needed again, and not taken back yet: {render.plural(len(state.stuck), 'location')}; the first one: "
             f"{state.stuck[0].rstrip('.')}. Before the bucket's rule acts: run 'gc' or 'undo'."
         )
+    if state.unseen:
+        places = render.plural(len(state.unseen), "location")
+        yield f"Hidden or tagged, and not looked at: {places}; the first one: {state.unseen[0].rstrip('.')}."
     if state.kept.models:
         yield render.kept_models(state.kept)
     if state.lost:

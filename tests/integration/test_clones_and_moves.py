@@ -2,7 +2,7 @@
 
 ``gc`` that purges: ``test_a_clone_on_postgresql_stops``, ``test_a_moved_database_is_adopted``,
 ``test_a_copy_that_pretends_to_be_the_original``, ``test_a_marker_that_is_gone`` in ``test_init.py``, and
-``test_another_registry`` in ``test_bad_input.py``. Here: hide, tag and undo, and the worker.
+``test_another_registry`` in ``test_bad_input.py``. Here: hide, tag and undo, the worker, and what waits for S3.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import pytest
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import ArtifactGcError
 from mlflow_artifact_gc.model import Outcome
+from mlflow_artifact_gc.s3 import MARKER_NAME
 from mlflow_artifact_gc.worker import Assignment, Worker
 from tests.command import gc, init, outcomes, run
-from tests.fakes3 import fake_s3
+from tests.fakes3 import FakeS3, fake_s3
+from tests.fakes3.keeping import Bucket
 from tests.servers import S3Server
-from tests.site import Site
-from tests.working import NOW, elapse, watched
+from tests.site import DAY_MS, Site
+from tests.working import NOW, elapse, intents, turn, watched
 
 MakeSite = Callable[[Site], Site]
 
@@ -40,9 +42,7 @@ def test_a_clone_neither_acts_nor_takes_back(action: str, site: Site, make_site:
     site.switch_versioning(on=action == "hide")
     experiment = site.experiment()
     waiting, dead = site.run(experiment, n_objects=2), site.run(experiment, n_objects=2)
-    init(site, *NOW, "--action", action)
-    if action == "tag":
-        assert run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes").code == 0
+    prepared(site, action)
     site.delete_run(waiting)
     assert outcomes(gc(site)) == {waiting: "waiting"}
     site.delete_run(dead)
@@ -54,17 +54,40 @@ def test_a_clone_neither_acts_nor_takes_back(action: str, site: Site, make_site:
         )
     )
 
-    def seen() -> tuple[object, ...]:
-        keys = sorted(clone.snapshot().keys)
-        tags = [clone.client.get_object_tagging(Bucket=clone.bucket, Key=key)["TagSet"] for key in keys]
-        return clone.snapshot().items, keys, tags
-
-    before = seen()
+    before = sight(clone)
     for command in (("gc", "--yes", "--older-than", "0s"), ("undo", "--run-ids", waiting)):
         ran = run(command[0], "--backend-store-uri", clone.uri, *command[1:])
         assert ran.code == 1, (command, ran.out, ran.err)
         assert "init --adopt" in ran.err, (command, ran.err)
-        assert seen() == before, command
+        assert sight(clone) == before, command
+
+
+def prepared(site: Site, action: str) -> None:
+    """The site is set up for the action, and so is its bucket."""
+    init(site, *NOW, "--action", action)
+    ruled(site, action)
+
+
+def ruled(site: Site, action: str) -> None:
+    """To tag, the bucket has its rules."""
+    if action == "tag":
+        ran = run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes")
+        assert ran.code == 0, ran.err
+
+
+def sight(site: Site) -> tuple[object, ...]:
+    """Everything in the bucket, and the tags of each object."""
+    now = site.snapshot()
+    tags = {key: site.client.get_object_tagging(Bucket=site.bucket, Key=key)["TagSet"] for key in sorted(now.keys)}
+    return now.items, tags
+
+
+def put_empty(fake: FakeS3, bucket: str) -> Bucket:
+    """An empty bucket of the same name and settings takes the place of one; that one."""
+    right = fake.bucket(bucket)
+    empty = fake.make_bucket(bucket)
+    empty.versioning, empty.lifecycle, empty.lifecycle_xml = right.versioning, right.lifecycle, right.lifecycle_xml
+    return right
 
 
 def turn_of(site: Site) -> dict[str, str]:
@@ -89,11 +112,11 @@ def turn_of(site: Site) -> dict[str, str]:
 
 def assert_stops(site: Site, *says: str) -> None:
     """The worker's turn says why, and changes nothing."""
-    before = site.snapshot()
+    before = sight(site)
     told = turn_of(site)
     for words in says:
         assert words in told.get("stopped", ""), told
-    assert site.snapshot().items == before.items
+    assert sight(site) == before
 
 
 def deleted(site: Site, experiment: str) -> str:
@@ -108,7 +131,7 @@ def versions(*, kept: bool) -> str:
     return "Enabled" if kept else ""
 
 
-@pytest.mark.parametrize("action", ["purge", "hide"])
+@pytest.mark.parametrize("action", ["purge", "hide", "tag"])
 def test_the_worker_stops_when_its_database_has_moved(
     action: str, site: Site, make_site: MakeSite, tmp_path: Path
 ) -> None:
@@ -118,7 +141,7 @@ def test_the_worker_stops_when_its_database_has_moved(
     end = "swept" if action == "purge" else "waiting"
     experiment = site.experiment()
     live = site.run(experiment, n_objects=2)
-    init(site, *NOW, "--action", action)
+    prepared(site, action)
     kept = {item for item in site.items() if live in item.key}
     first = deleted(site, experiment)
     assert turn_of(site) == {first: end}
@@ -156,7 +179,7 @@ def test_the_worker_stops_when_its_database_has_moved(
     assert {item for item in here.items() if live in item.key} == kept
 
 
-@pytest.mark.parametrize("action", ["purge", "hide"])
+@pytest.mark.parametrize("action", ["purge", "hide", "tag"])
 def test_the_worker_stops_when_s3_is_another(
     action: str, site: Site, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +189,7 @@ def test_the_worker_stops_when_s3_is_another(
     end = "swept" if action == "purge" else "waiting"
     experiment = site.experiment()
     live = site.run(experiment, n_objects=2)
-    init(site, *NOW, "--action", action)
+    prepared(site, action)
     first = deleted(site, experiment)
     assert turn_of(site) == {first: end}
     second = deleted(site, experiment)
@@ -181,14 +204,117 @@ def test_the_worker_stops_when_s3_is_another(
         for name, value in fake.server.environ().items():
             monkeypatch.setenv(name, value)
         init(there, "--adopt")
+        ruled(there, action)
         elapse(there, 10 * 60_000)
         assert turn_of(there)[second] == end
         assert site.snapshot().items == before.items
         assert len([key for key in there.snapshot().keys if live in key]) == 2
 
-        fake.make_bucket(site.bucket).versioning = versions(kept=action == "hide")
+        put_empty(fake, site.bucket)
         third = deleted(watched(there), experiment)
         assert_stops(there, "marker object", "is gone", "init --adopt")
         init(there, "--adopt")
         elapse(there, 10 * 60_000)
         assert turn_of(there)[third] == end
+
+
+@pytest.mark.parametrize("action", ["hide", "tag"])
+def test_a_bucket_is_replaced_while_something_waits_in_it(
+    action: str,
+    sqlite_uri: str,
+    make_site: MakeSite,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the empty one it has not gone, and nothing is taken back for good; in the right one both go on."""
+    with fake_s3() as fake:
+        site = on_fake(fake, sqlite_uri, make_site, monkeypatch, kept=action == "hide")
+        experiment = site.experiment()
+        back, gone = (site.run(experiment, n_objects=2) for _ in range(2))
+        prepared(site, action)
+        for run_id in (back, gone):
+            site.delete_run(run_id)
+        assert outcomes(gc(site)) == {back: "waiting", gone: "waiting"}
+        stores = ("--backend-store-uri", site.uri)
+
+        fake.age(2 * DAY_MS)
+        elapse(site, 2 * DAY_MS)
+        right = put_empty(fake, "bucket")
+        turn(site)
+        assert wait_still(site)
+        assert "marker object under s3://bucket/mlruns/ is gone" in caplog.text
+        told = run("status", *stores).out
+        assert "Hidden or tagged, and not looked at: 2 locations; the first one: The marker object" in told
+        look_at_once(site)
+        ran = run("gc", *stores, "--yes", "--older-than", "0s", "--min-object-age", "0s")
+        assert (ran.code, wait_still(site)) == (1, True)
+        assert "Not looked at, what is hidden or tagged: The marker object" in ran.err
+
+        site.restore_run(back)
+        gc(site, expect=3)
+        undone = run("undo", *stores, "--run-ids", back)
+        assert (undone.code, wait_still(site)) == (3, True)
+        assert "is gone" in undone.err
+        assert "0 objects in 0 locations" in undone.out
+
+        empty = fake.bucket("bucket")
+        fake.kept.buckets["bucket"] = right
+        kept = right.keys.pop(f"mlruns/{MARKER_NAME}")
+        look_at_once(site)
+        turn(site)
+        assert wait_still(site)
+        tags = [site.client.get_object_tagging(Bucket="bucket", Key=key)["TagSet"] for key in shown(site, back)]
+        assert tags == [[], []], "what is live is not left to the rule, whoever has removed the marker"
+        right.keys[f"mlruns/{MARKER_NAME}"] = kept
+        look_at_once(site)
+        turn(site)
+        assert sorted(intents(site, "state", "acted_from_ms IS NULL")) == [("cancelled", 1), ("waiting", 0)]
+        assert len(shown(site, gone)) == (0 if action == "hide" else 2)
+
+        fake.kept.buckets["bucket"] = empty
+        init(site, "--adopt")
+        look_at_once(site)
+        turn(site)
+        assert sorted(intents(site, "state", "deleted_objects")) == [("cancelled", 0), ("swept", 2)]
+
+
+def test_a_bucket_is_replaced_before_the_second_look(
+    sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one says nothing of late writers: a swept location is closed only by a look into its own bucket."""
+    with fake_s3() as fake:
+        site = on_fake(fake, sqlite_uri, make_site, monkeypatch, kept=False)
+        init(site, *NOW)
+        dead = deleted(site, site.experiment())
+        assert outcomes(gc(site)) == {dead: "swept"}
+        right = put_empty(fake, "bucket")
+        elapse(site, 2 * DAY_MS)
+        turn(site)
+        assert intents(site, "state") == [("swept",)]
+        fake.kept.buckets["bucket"] = right
+        turn(site)
+        assert intents(site, "state") == [("closed",)]
+
+
+def on_fake(fake: FakeS3, uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, *, kept: bool) -> Site:
+    """A site on an S3 whose buckets can be exchanged, to which the environment points."""
+    fake.make_bucket("bucket").versioning = versions(kept=kept)
+    for name, value in fake.server.environ().items():
+        monkeypatch.setenv(name, value)
+    return watched(make_site(Site.direct(uri, fake.server, "bucket")))
+
+
+def wait_still(site: Site) -> bool:
+    """Whether the journal has both runs as it had them when they were hidden or tagged."""
+    columns = intents(site, "state", "waiting_objects", "deleted_objects", "acted_from_ms IS NULL")
+    return columns == [("waiting", 2, 0, 0)] * 2
+
+
+def look_at_once(site: Site) -> None:
+    """Everything is to be looked at."""
+    site.execute("UPDATE artifact_gc_intents SET look_ms = 1")
+
+
+def shown(site: Site, run_id: str) -> list[str]:
+    """The keys of a run that a plain listing shows."""
+    return sorted(key for key in site.snapshot().keys if run_id in key)
