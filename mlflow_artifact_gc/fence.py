@@ -46,10 +46,14 @@ _Noted = set[tuple[inbox.Subject, str]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admission:
-    """What may be swept now, and how it ended for the others."""
+    """What may be swept now, and how it ended for the others.
+
+    ``killed``: those of all lines that another process was purging when it died.
+    """
 
     due: tuple[Decision, ...]
     rejected: tuple[SweepResult, ...]
+    killed: tuple[Decision, ...] = ()
 
 
 class Fence:
@@ -134,7 +138,11 @@ class Fence:
             self._registered = references.registry_state(self._elsewhere)
         still, changed = self._split(free, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
-        return Admission(due=admission.due, rejected=(*rejected, *changed, *admission.rejected))
+        return Admission(
+            due=admission.due,
+            rejected=(*rejected, *changed, *admission.rejected),
+            killed=tuple(line for line in lines if line.location in claim.killed),
+        )
 
     def _outwait_registrations(self) -> None:
         """Wait for registrations that asked before the claim was there: the next reading of the references sees them.

@@ -52,6 +52,10 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+OPEN: Final = (State.PENDING, State.SWEEPING, State.FAILED)
+"""The states of what a sweep began with and did not end well."""
+
+
 class Models(StrEnum):
     """When a logged model goes that nobody deleted by itself."""
 
@@ -98,11 +102,15 @@ class Root:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """Which locations a process got, which are being swept by another, and which were deleted again meanwhile."""
+    """Which locations a process got, which are being swept by another, and which were deleted again meanwhile.
+
+    ``killed``: those that another process was purging when it died.
+    """
 
     mine: frozenset[Location]
     busy: Mapping[Location, str]
     anew: frozenset[Location]
+    killed: frozenset[Location]
 
 
 def actor() -> str:
@@ -306,7 +314,12 @@ def claim(
     if mine:
         _take(connection, found, mine, owner=owner, plan_id=plan.id, now_ms=now_ms, until_ms=until_ms)
     located = frozenset(line.location for line in mine.values() if line.location)
-    return Claim(mine=located, busy=busy, anew=frozenset(anew))
+    killed = frozenset(
+        line.location
+        for key, line in mine.items()
+        if line.location and found[key]["state"] == State.SWEEPING and found[key]["acted_from_ms"] is None
+    )
+    return Claim(mine=located, busy=busy, anew=frozenset(anew), killed=killed)
 
 
 def begin(
@@ -661,6 +674,23 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
         ),
         ours,
     )
+
+
+def found_empty(connection: Connection, locations: Sequence[Location], now_ms: int) -> None:
+    """A listing of these was empty, and the sweep that had begun with them ended without a word."""
+    rows = intent_rows(connection, [sha256(location) for location in locations])
+    dead = [key for key, row in rows.items() if row["state"] in OPEN and not is_claimed(row, "", now_ms)]
+    values: dict[str, Any] = {
+        "state": State.SWEPT,
+        "state_ms": now_ms,
+        "swept_ms": now_ms,
+        "detail": "",
+        "waiting_objects": 0,
+        "waiting_bytes": 0,
+        **dict.fromkeys(("action", "acted_from_ms", "acted_until_ms", "acted_plan_id", "spared")),
+        **dict.fromkeys(("claimed_by", "claimed_until_ms")),
+    }
+    connection.execute(intents.update().where(intents.c.location_sha256.in_(dead)).values(**values))
 
 
 def _intent_holders(connection: Connection, keys: Sequence[str]) -> dict[str, str | None]:

@@ -6,12 +6,12 @@ It is all asked again at the fence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import auditing, database, journal, leftovers, planning, s3, sightings
+from mlflow_artifact_gc import auditing, database, journal, leftovers, planning, s3, sightings, surveying
 from mlflow_artifact_gc.errors import DatabaseUnusable, NotOnS3, RootRefused, StorageError, UnreadableUri, UsageError
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Destination, Location
@@ -265,6 +265,7 @@ class Hunt:
                     standing = marked.standing(root, (), occupied=True)
                 if standing.outcome is not None:
                     raise RootRefused(standing.detail)
+            self._end({line.location for line, _ in lines}, roots, marked)
         with database.reading(self.session.engine) as connection:
             before = sightings.read(connection)
         gone = [place for place in before if place not in noted and any(root.contains(place) for root in roots)]
@@ -273,6 +274,24 @@ class Hunt:
         for places in chunks(sorted(gone)):
             with database.writing(self.session.engine) as connection:
                 sightings.forget(connection, places)
+
+    def _end(self, there: Collection[Location | None], roots: Sequence[Location], marked: Roots) -> None:
+        """What a sweep had emptied when it was killed, and not noted: no listing of the roots shows that again."""
+        with database.reading(self.session.engine) as connection:
+            begun = sightings.begun(connection)
+        places = tuple(
+            place for place in sorted(begun) if place not in there and any(root.contains(place) for root in roots)
+        )
+        if not places:
+            return
+        surveyor = surveying.Surveyor(self.client, lambda: False)
+        empty: set[Location] = set()
+        for task in planning.listing_tasks(places, frozenset()):
+            empty |= {place for place, one in surveyor.remaining(task).items() if one.empty}
+        standings = marked.around(sorted(empty))
+        for some in chunks([place for place in standings if standings[place].outcome is None]):
+            with database.writing(self.session.engine) as connection:
+                journal.found_empty(connection, some, database.clock_ms(connection))
 
     # Owning
 

@@ -68,9 +68,8 @@ def read(connection: Connection) -> dict[Location, Sighting]:
 
 def begun(connection: Connection) -> dict[Location, int]:
     """Where a sweep of an orphan began and has not ended well, and when."""
-    open_ = (journal.State.PENDING, journal.State.SWEEPING, journal.State.FAILED)
     query = sa.select(intents.c.bucket, intents.c.prefix, intents.c.state_ms).where(
-        intents.c.state.in_(open_), intents.c.provenance == journal.ORPHAN
+        intents.c.state.in_(journal.OPEN), intents.c.provenance == journal.ORPHAN
     )
     return {Location(bucket, prefix): state_ms for bucket, prefix, state_ms in connection.execute(query)}
 

@@ -20,7 +20,7 @@ from mlflow_artifact_gc.fence import LEASE_MS, Fence, ended
 from mlflow_artifact_gc.hiding import Hider
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.metadata import Eraser
-from mlflow_artifact_gc.model import Action, Decision, Entity, Outcome, Plan, SweepResult
+from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Outcome, Plan, SweepResult
 from mlflow_artifact_gc.ownership import Roots
 from mlflow_artifact_gc.plan_files import PlanFile
 from mlflow_artifact_gc.policy import Scope, require_within_brakes
@@ -252,6 +252,7 @@ class _Sweep:
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
         admission = self._fence.admit(lines)
+        self._tell_of_killed(admission.killed, now_ms)
         finished: list[SweepResult] = []
         try:
             self._add(finished, admission.rejected)
@@ -301,6 +302,13 @@ class _Sweep:
             return
         with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
             notices.write(connection, notices.of_results(finished, database.clock_ms(connection)))
+
+    def _tell_of_killed(self, lines: Sequence[Decision], now_ms: int) -> None:
+        """That something of these may be gone: what is still there when it goes on does not show it, nor count it."""
+        runs = {line.entity.id: notices.begun(now_ms) for line in lines if line.entity.kind is EntityKind.RUN}
+        if runs:
+            with suppress(DatabaseUnusable), database.writing(self._engine) as connection:
+                notices.write(connection, runs)
 
     def _vanished(self, connection: Connection, finished: Sequence[SweepResult]) -> list[Entity]:
         """Those that are no tombstones any more, because their rows are gone for good."""

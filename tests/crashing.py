@@ -47,7 +47,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "commit": ("sqlalchemy.engine.default", "DefaultDialect.do_commit"),
 }
 """Where a process can be killed: module and name of the function that it is calling then."""
-_IMPORTED = ("backlog", "working", "standing")
+_IMPORTED = ("backlog", "orphaned", "working", "standing")
 _LIBRARIES = ("botocore.session", "botocore.httpsession", "psycopg2", "sqlalchemy.dialects.sqlite")
 
 

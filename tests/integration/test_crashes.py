@@ -9,7 +9,8 @@ import os
 import random
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ import sqlalchemy as sa
 
 from tests.command import NOW, gc, init
 from tests.crashing import POINTS, Crashes, Ended, Moment, crashes
+from tests.integration.test_orphans import NOT_YOUNG, hunt, lose, new_id, own, wait
 from tests.oracle import MARKER_NAME, assert_bucket_sound
 from tests.servers import PostgresServer, S3Server, make_bucket
-from tests.site import Site
+from tests.site import Item, Site
 from tests.working import NOW as WORKER_NOW
 from tests.working import elapse, turn, watched
 
 SOAK = int(os.environ.get("SOAK_CRASHES", "0"))
 ANYWHERE = ("request", "statement", "commit")
 NAMED = tuple(point for point in POINTS if point not in ANYWHERE)
+WAYS = ("gc", "worker", "partial", "orphans")
+"""Who sweeps: ``gc``, the worker, ``gc --partial``, ``gc --orphans``."""
 MINUTE_MS = 60_000
 MakeSite = Callable[[Site], Site]
 MakeUri = Callable[[str], str]
@@ -57,18 +61,21 @@ class Case:
     """A site with the same content each time, and names for its entities that are the same each time."""
 
     site: Site
-    by_worker: bool
+    way: str
     names: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, site: Site, *, by_worker: bool) -> Case:
+    def build(cls, site: Site, way: str) -> Case:
         """Deleted runs with objects, odd keys and an unfinished upload, beside live ones and a registered model."""
-        case = cls(site=watched(site), by_worker=by_worker)
+        case = cls(site=watched(site), way=way)
+        if way == "orphans":
+            case.orphans()
+            return case
         init(site, *WORKER_NOW)
         experiment = site.experiment("all")
         dead = [case.named(f"dead {number}", site.run(experiment, n_objects=number)) for number in range(4)]
         case.named("odd", site.run(experiment, {"a b+%20": b"x", "carriage\rreturn": b"y"}))
-        model = case.named("model", site.run(experiment, {"model/MLmodel": b"x"}))
+        model = case.named("model", site.run(experiment, {"model/MLmodel": b"x", "beside": b"yy"}))
         case.named("live", site.run(experiment, n_objects=2))
         site.begin_upload(dead[3], site.artifact_uri(dead[3]), "late", b"part")
         site.register("churn", f"{site.artifact_uri(model)}/model", run_id=model)
@@ -77,24 +84,44 @@ class Case:
                 site.delete_run(run)
         return case
 
+    def orphans(self) -> None:
+        """What no row accounts for, seen before its quarantine, beside a live run and one that was purged."""
+        own(self.site)
+        for row in self.site.rows():
+            if row.kind == "run":
+                self.named(row.stage, row.id)
+        for number in range(4):
+            place = lose(self.site, f"mlruns/1/{self.named(f'orphan {number}', new_id())}/artifacts/", number + 1)
+        self.site.begin_upload("nobody", f"s3://{self.site.bucket}/{place}", "late", b"part")
+        hunt(self.site)
+        wait(self.site)
+
     def named(self, name: str, entity: str) -> str:
         self.names[entity] = name
         return entity
 
     @property
     def command(self) -> list[str]:
-        if self.by_worker:
+        if self.way == "worker":
             stores = ["--backend-store-uri", self.site.uri, "--registry-store-uri", self.site.uri]
             return ["worker", "--once", *stores]
-        return ["gc", "--backend-store-uri", self.site.uri, "--yes", "--format", "json", *NOW, "--metadata", "delete"]
+        sweep = ["gc", "--backend-store-uri", self.site.uri, "--yes", "--format", "json"]
+        return [*sweep, "--orphans", *NOT_YOUNG] if self.way == "orphans" else [*sweep, *NOW, *self.options]
+
+    @property
+    def options(self) -> list[str]:
+        """Those of ``gc`` for what is deleted in MLflow."""
+        return ["--metadata", "delete", *(["--partial"] if self.way == "partial" else [])]
 
     def crash(self, forks: Crashes, moment: Moment | None) -> Ended:
         return forks.run(self.command, self.site.s3.environ(), moment)
 
     def rerun(self) -> Any:
         """Run it to its end; the reports."""
-        if not self.by_worker:
-            return [gc(self.site, "--metadata", "delete")]
+        if self.way == "orphans":
+            return [hunt(self.site)]
+        if self.way != "worker":
+            return [gc(self.site, *self.options)]
         # A worker waits until the claims of one that died have run out.
         elapse(self.site, 2 * MINUTE_MS)
         turn(self.site)
@@ -138,7 +165,7 @@ class World:
     """The process that forks those that are killed, and the uninterrupted runs that are known already."""
 
     forks: Crashes
-    known: dict[tuple[str, bool, str], Reference] = field(default_factory=dict)
+    known: dict[tuple[str, str, str], Reference] = field(default_factory=dict)
 
 
 class Cases:
@@ -148,36 +175,50 @@ class Cases:
         self._make_uri, self._s3, self._make_site = make_uri, s3, make_site
         self._forks, self._known = world.forks, world.known
 
-    def make(self, kind: str, *, by_worker: bool) -> Case:
+    def make(self, kind: str, way: str) -> Case:
         site = Site.direct(self._make_uri(kind), self._s3, make_bucket(self._s3))
-        return Case.build(self._make_site(site), by_worker=by_worker)
+        return Case.build(self._make_site(site), way)
 
-    def reference(self, kind: str, point: str = "request", *, by_worker: bool) -> Reference:
-        key = (kind, by_worker, point)
+    def reference(self, kind: str, way: str, point: str = "request") -> Reference:
+        key = (kind, way, point)
         if key not in self._known:
-            case = self.make(kind, by_worker=by_worker)
+            case = self.make(kind, way)
             ended = case.crash(self._forks, Moment(point=point, nth=10**9))
             assert ended.code == 0, ended.err
             self._known[key] = Reference(state=case.state(), calls=ended.calls)
         return self._known[key]
 
-    def check(self, kind: str, moment: Moment, again: Moment | None, *, by_worker: bool) -> int:
-        """Kill one at ``moment``, and if that is wanted the rerun too, and hold the end to the reference; the kills."""
-        expected = self.reference(kind, by_worker=by_worker).state
-        case = self.make(kind, by_worker=by_worker)
+    def check(self, kind: str, way: str, *moments: Moment) -> int:
+        """Kill one at the first moment, its reruns at the others, and hold the end to the reference; the kills."""
+        expected = self.reference(kind, way).state
+        case = self.make(kind, way)
         before = case.site.snapshot()
-        ended = case.crash(self._forks, moment)
-        assert ended.killed, f"it was not killed {moment}: it came by {ended.calls} times\n{ended.err}"
-        kills = 1
-        if again is not None:
-            if by_worker:
+        kills = 0
+        for moment in moments:
+            if kills and way == "worker":
                 elapse(case.site, 2 * MINUTE_MS)
-            kills += case.crash(self._forks, again).killed
+            ended = case.crash(self._forks, moment)
+            assert ended.killed or kills, f"not killed {moment}: it came by {ended.calls} times\n{ended.err}"
+            kills += ended.killed
+        there = {*case.items()}
         reports = case.rerun()
-        if reports:
+        assert_counted(reports, there - {*case.items()})
+        if way == "gc":
             assert_bucket_sound(case.site, reports, before, unreported=True)
-        assert case.state() == expected, f"killed {moment}, then {again}"
+        assert case.state() == expected, f"killed {', then '.join(map(str, moments))}"
         return kills
+
+
+def assert_counted(reports: Any, gone: Collection[Item]) -> None:
+    """A rerun counts what has left the bucket since, and nothing that had gone before.
+
+    It may count less: a request of whoever was killed may have been under way.
+    """
+    really = Counter(item.kind for item in gone)
+    for report in reports:
+        told = report["totals"]
+        assert told["deleted_objects"] <= really["object"], told
+        assert told["aborted_uploads"] <= really["upload"], told
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +234,14 @@ def cases(bucket: str, fresh_uri: MakeUri, seaweed: S3Server, make_site: MakeSit
     return Cases(fresh_uri, seaweed, make_site, world)
 
 
-def moments(rng: random.Random, calls: dict[str, int], count: int) -> Iterator[tuple[Moment, Moment | None]]:
+def moments(rng: random.Random, calls: dict[str, int], count: int) -> Iterator[Sequence[Moment]]:
     """Moments anywhere, each of the three kinds in turn; every third case is killed twice."""
     for number in range(count):
         first, second = (
             Moment(point=point, nth=rng.randint(1, max(1, calls[point] * 9 // 10)), after=rng.random() < 0.5)
             for point in (ANYWHERE[number % 3], rng.choice(ANYWHERE))
         )
-        yield first, second if number % 3 == 2 else None
+        yield (first, second) if number % 3 == 2 else (first,)
 
 
 @pytest.mark.parametrize("point", NAMED)
@@ -208,30 +249,39 @@ def test_killed_at_a_named_point(cases: Cases, point: str, rng: random.Random) -
     """Before it or after it, in gc or in the worker, on either database: the rerun ends as an uninterrupted run."""
     # A worker deletes no rows.
     choices = [
-        (Moment(point=point, after=after), kind, by_worker)
+        (Moment(point=point, after=after), kind, way)
         for after in (False, True)
         for kind in ("sqlite", "postgresql")
-        for by_worker in (False, *(() if point == "metadata" else (True,)))
+        for way in ("gc", *(() if point == "metadata" else ("worker",)))
     ]
-    for moment, kind, by_worker in choices if SOAK else rng.sample(choices, 1):
-        assert cases.check(kind, moment, None, by_worker=by_worker) == 1
+    for moment, kind, way in choices if SOAK else rng.sample(choices, 1):
+        assert cases.check(kind, way, moment) == 1
 
 
 def test_killed_between_what_is_recorded_and_what_is_told(cases: Cases) -> None:
     """Whatever was told last, a run that was purged does not go on saying when it will be: nobody looks at it again."""
-    last = cases.reference("sqlite", "notice", by_worker=True).calls
+    last = cases.reference("sqlite", "worker", "notice").calls
 
-    assert cases.check("sqlite", Moment(point="notice", nth=last), None, by_worker=True) == 1
+    assert cases.check("sqlite", "worker", Moment(point="notice", nth=last)) == 1
 
 
-@pytest.mark.parametrize("by_worker", [False, True], ids=["gc", "worker"])
+@pytest.mark.parametrize("way", ["partial", "orphans"])
+def test_killed_again_and_again(cases: Cases, way: str, rng: random.Random) -> None:
+    """At the claim, in mid-sweep, and when all has gone and nothing is noted: the next run ends it all the same."""
+    moments = (Moment(point="claim", after=True), Moment(point="delete", nth=2), Moment(point="record"))
+    kinds = ("sqlite", "postgresql")
+    for kind in kinds if SOAK else rng.sample(kinds, 1):
+        assert cases.check(kind, way, *moments) == len(moments)
+
+
+@pytest.mark.parametrize("way", WAYS if SOAK else ("gc", "worker"))
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.timeout(60 + 10 * SOAK)
-def test_killed_anywhere(cases: Cases, kind: str, rng: random.Random, *, by_worker: bool) -> None:
+def test_killed_anywhere(cases: Cases, kind: str, way: str, rng: random.Random) -> None:
     """At random requests, statements and commits, and some twice."""
-    calls = {point: cases.reference(kind, point, by_worker=by_worker).calls for point in ANYWHERE}
+    calls = {point: cases.reference(kind, way, point).calls for point in ANYWHERE}
     assert all(count >= 3 for count in calls.values()), calls
-    wanted = max(2, -(-SOAK // 4))
-    kills = sum(cases.check(kind, first, second, by_worker=by_worker) for first, second in moments(rng, calls, wanted))
+    wanted = max(2, -(-SOAK // (2 * len(WAYS))))
+    kills = sum(cases.check(kind, way, *some) for some in moments(rng, calls, wanted))
 
     assert kills >= wanted
