@@ -42,9 +42,24 @@ def paths(site: Site, run_id: str) -> set[str]:
     return {item.key.removeprefix(prefix) for item in site.items() if item.key.startswith(prefix)}
 
 
-def test_what_lies_beside_goes_and_nothing_else(site: Site) -> None:
-    """Versions, markers and uploads beside the part go, those in it stay; the row stays; later the whole goes."""
+@pytest.fixture(params=["SQLite and moto", "PostgreSQL and SeaweedFS"])
+def any_site(request: pytest.FixtureRequest, make_site: MakeSite) -> Site:
+    """Each of the two, with a bucket that keeps versions."""
+    uri, server, bucket = (
+        request.getfixturevalue(name)
+        for name in (
+            ("sqlite_uri", "moto_s3", "moto_bucket") if "moto" in request.param else ("pg_uri", "seaweed", "bucket")
+        )
+    )
+    site = make_site(Site.direct(uri, server, bucket))
     site.switch_versioning(on=True)
+    init(site)
+    return site
+
+
+def test_what_lies_beside_goes_and_nothing_else(any_site: Site) -> None:
+    """Versions, markers and uploads beside the part go, those in it stay; the row stays; later the whole goes."""
+    site = any_site
     run_id = needed_run(site)
     single = needed_run(site, "file")
     plain = site.run(site.experiment(), CONTENT)
