@@ -186,6 +186,7 @@ class Cases:
             ended = case.crash(self._forks, Moment(point=point, nth=10**9))
             assert ended.code == 0, ended.err
             self._known[key] = Reference(state=case.state(), calls=ended.calls)
+            case.site.close()
         return self._known[key]
 
     def check(self, kind: str, way: str, *moments: Moment) -> int:
@@ -206,6 +207,8 @@ class Cases:
         if way == "gc":
             assert_bucket_sound(case.site, reports, before, unreported=True)
         assert case.state() == expected, f"killed {', then '.join(map(str, moments))}"
+        # Hundreds of them are made, and PostgreSQL has only so many connections.
+        case.site.close()
         return kills
 
 
