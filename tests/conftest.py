@@ -5,23 +5,20 @@ An MLflow database takes MLflow ten seconds to make, so each test gets a copy of
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import mariadb, servers
+from tests import hurry, mariadb, servers
 from tests.abilities import need
 from tests.mariadb import MariaDbServer
 from tests.servers import PostgresServer, S3Server
@@ -86,41 +83,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_loader() -> Iterator[None]:
-    """Botocore reads its description of S3 once and not for each of the thousands of clients, which takes it 0.1 s."""
-    import botocore.loaders
-    import botocore.session
-
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(botocore.session, "create_loader", lambda *_arguments, **_how: loader)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_compilation() -> Iterator[None]:
-    """A statement is compiled once, and not anew for each of the thousands of engines: that is a quarter of all time.
-
-    SQLAlchemy keeps what it has compiled by the dialect, which each engine has an own one of.
-    """
-    import sqlalchemy as sa
-    from sqlalchemy.engine.default import DefaultDialect
-    from sqlalchemy.util import LRUCache
-
-    compiled: LRUCache[Any, Any] = LRUCache(5_000)
-    make = sa.Engine.__init__
-
-    def make_sharing(engine: sa.Engine, *arguments: Any, **how: Any) -> None:
-        make(engine, *arguments, **how)
-        engine._compiled_cache = compiled
-
-    def same(one: DefaultDialect, other: object) -> bool:
-        return type(one) is type(other) and one.server_version_info == other.server_version_info
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sa.Engine, "__init__", make_sharing)
-        patched.setattr(DefaultDialect, "__eq__", same)
-        patched.setattr(DefaultDialect, "__hash__", lambda dialect: hash(type(dialect)))
+def _in_a_hurry() -> Iterator[None]:
+    """Clients and statements are made once (see tests/hurry.py)."""
+    with hurry.one_loader(), hurry.one_compilation():
         yield
 
 
@@ -186,24 +151,9 @@ _NO_S3 = S3Server(endpoint="http://127.0.0.1:9", access_key="none", secret_key="
 
 @pytest.fixture(scope="session")
 def in_a_hurry() -> Iterator[None]:
-    """What costs each of the thousands of databases a moment and proves nothing here.
-
-    MLflow reads all its migrations to find the newest schema: once is enough. SQLite waits at each commit until the
-    disk has it, for the case that the power fails; a process that is killed loses nothing without that.
-    """
-    import sqlalchemy as sa
-    from mlflow.store.db import utils
-
-    def wait_for_no_disk(connection: object, _record: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous = OFF")
-
-    newest = functools.cache(utils._get_latest_schema_revision)
-    sa.event.listen(sa.Pool, "connect", wait_for_no_disk)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(utils, "_get_latest_schema_revision", newest)
+    """Each of the thousands of databases waits for nothing (see tests/hurry.py)."""
+    with hurry.no_wait_for_disks(), hurry.migrations_read_once():
         yield
-    sa.event.remove(sa.Pool, "connect", wait_for_no_disk)
 
 
 @pytest.fixture(scope="session")
@@ -249,23 +199,12 @@ def pg_uri(pg: PostgresServer, pg_template: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def maria(request: pytest.FixtureRequest) -> Iterator[MariaDbServer]:
-    """A MariaDB for the whole session. Its driver reads the machine's certificates once, not for each connection."""
-    from pymysql.connections import Connection
-
+    """A MariaDB for the whole session."""
     if _WITHOUT_MARIADB:
         pytest.skip(f"{mariadb.WITHOUT} is set")
     why = ""
-    make = Connection._create_ssl_ctx
-    plain = functools.cache(lambda: make(None, {}))
-
-    def make_once(connection: Any, how: Any) -> Any:
-        return make(connection, how) if how else plain()
-
     with ExitStack() as stack:
-        patched = stack.enter_context(pytest.MonkeyPatch.context())
-        patched.setattr(
-            Connection, "_create_ssl_ctx", lambda connection, how: make(connection, how) if how else plain()
-        )
+        stack.enter_context(hurry.certificates_read_once())
         try:
             found = mariadb.programs(request.config.cache.mkdir("mariadb"))
             server = stack.enter_context(mariadb.mariadb(found))

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tests import hurry
+
 POINTS: dict[str, tuple[str, str]] = {
     # In the order in which a sweep comes by.
     "plan started": ("mlflow_artifact_gc.journal", "plan_started"),
@@ -47,7 +49,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "commit": ("sqlalchemy.engine.default", "DefaultDialect.do_commit"),
 }
 """Where a process can be killed: module and name of the function that it is calling then."""
-_IMPORTED = ("backlog", "orphaned", "working", "standing")
+_IMPORTED = ("backlog", "orphaned", "working", "standing", "holding")
 _LIBRARIES = ("botocore.session", "botocore.httpsession", "psycopg2", "sqlalchemy.dialects.sqlite")
 
 
@@ -118,7 +120,11 @@ def crashes() -> Iterator[Crashes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+            env={
+                **os.environ,
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            },
         )
         try:
             yield Crashes(process, Path(folder))
@@ -134,10 +140,17 @@ def crashes() -> Iterator[Crashes]:
 
 def serve(orders: IO[str], answers: IO[str]) -> None:
     """Fork a process for each order, and say how it ended, as ``waitpid`` does."""
+    with hurry.one_loader(), hurry.one_compilation(), hurry.no_wait_for_disks():
+        _serve(orders, answers)
+
+
+def _serve(orders: IO[str], answers: IO[str]) -> None:
     for name in _IMPORTED:
         importlib.import_module(f"mlflow_artifact_gc.cli.{name}")
     for name in _LIBRARIES:
         importlib.import_module(name)
+    # Its description of S3 is read here, and not in each of them.
+    importlib.import_module("mlflow_artifact_gc.s3").connect({"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"})
     for line in orders:
         order = json.loads(line)
         pid = os.fork()
