@@ -1,8 +1,9 @@
 """Random histories of a real MLflow store on the tests' own S3; after each step an oracle that knows not our code.
 
-``History`` is a state machine of Hypothesis: what users do (runs, uploads, deletions, restores, models), what sweeps
-(our ``gc``, the worker, ``mlflow gc``), and what goes wrong meanwhile (S3's faults, SIGKILL, somebody who acts at any
-request of a sweep, time that passes). The oracle takes the truth from the server's memory and from MLflow's rows.
+``History`` is a state machine of Hypothesis: what users do (runs, uploads, deletions, restores, models), what people
+keep (holds, keep tags, another database's markers), what sweeps (our ``gc``, also ``--partial`` and ``--orphans``, the
+worker, ``mlflow gc``), and what goes wrong meanwhile (S3's faults, SIGKILL, somebody who acts at any request of a
+sweep, time that passes). The oracle takes the truth from the server's memory and from MLflow's rows.
 
     python -m tests.histories 100000 [hide|tag]    as many steps, with a seed that is printed (TEST_SEED repeats it)
 
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,14 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests import oracle
+from mlflow_artifact_gc.fence import Fence
+from tests import hurry, oracle
 from tests.command import init, run
 from tests.crashing import POINTS, Crashes, Moment, crashes
 from tests.fakes3 import FakeS3, Fault, Kind, Request, fake_s3
 from tests.fakes3.faults import FOR_GOOD, OF_KEYS, OF_LISTINGS
 from tests.fakes3.keeping import Bucket, Upload, Version
+from tests.keepers import FOR_EVER, MODEL, Ended, Keepers
 from tests.site import DAY_MS, Content, Site, Snapshot
 from tests.stock import mlflow_gc
 from tests.working import elapse, watched, worker
@@ -44,6 +47,7 @@ from tests.working import elapse, watched, worker
 HOUR_MS = 3_600_000
 GRACE_MS = 2 * DAY_MS
 MIN_AGE_MS = DAY_MS
+QUARANTINE_MS = DAY_MS
 SLACK_MS = 10 * 60_000
 """What the steps themselves take, and what clocks may differ by."""
 LONGEST = 60
@@ -89,7 +93,11 @@ def planned(what: tuple[str, Kind], nth: int, times: int) -> Fault:
 
 
 NUMBER = st.integers(0, 2**32)
-MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc")
+MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc", "hold", "keep tag", "hold before the fence")
+OF_WHAT_IS_SWEPT = ("hold", "keep tag", "hold before the fence")
+"""What somebody does to the very entity that is about to go: of another it would show nothing."""
+MOST_KEPT = 3
+"""So many holds, keep tags and foreign markers at a time: where all is kept nothing goes."""
 Interruption = tuple[str, int, int]
 """What somebody does, at which request of the sweep, and to which entity."""
 
@@ -188,6 +196,9 @@ class History(RuleBasedStateMachine):
         self.meanwhile: Things = {}
         self.mishaps: list[BaseException] = []
         self.removed: list[State] = []
+        self.about_to_go = ""
+        self.seen_since: dict[tuple[Thing, int], int] = {}
+        """Since when a search for orphans may have seen a thing, as it was written then; both in the history's time."""
         self.fake.kept.removed = self.note_removed
 
     @initialize(versioning=st.sampled_from(["", "", "Enabled", "Suspended"]), proxied=st.booleans())
@@ -207,6 +218,7 @@ class History(RuleBasedStateMachine):
         shutil.copyfile(self.world.template, path)
         make = Site.proxied if proxied else Site.direct
         self.site = watched(make(f"sqlite:///{path}", self.fake.server, BUCKET))
+        self.keepers = Keepers(site=self.site, fake=self.fake, clock_ms=self.now, slack_ms=SLACK_MS)
         init(self.site, "--grace", "2d", "--min-object-age", "24h", "--action", self.action)
         _ = (self.site.experiment(), self.site.experiment())
         for number in range(3):
@@ -263,7 +275,7 @@ class History(RuleBasedStateMachine):
         return sums, {row["prefix"]: row["state"] for row in rows}
 
     def _note_the_dead(self) -> set[str]:
-        """Ids of what MLflow shows; remembers since when the others are not shown."""
+        """Ids of what MLflow shows, and all its rows; remembers since when the others are not shown."""
         self.snapshot = self._snapshot()
         live = {row.id for row in oracle._live(self.snapshot)}
         rows = {row.id for row in self.snapshot.rows if row.kind != "experiment"}
@@ -288,6 +300,26 @@ class History(RuleBasedStateMachine):
         # Ids are random, even if everything else is repeated.
         found.sort(key=lambda entity: self.order.get(entity, 0))
         return found[number % len(found)] if found else None
+
+    def all_needed(self, *, partly: bool = False) -> dict[str, str]:
+        """Keys and folders that somebody needs or keeps, and who; ``partly``: what lies beside a part may go."""
+        needed = dict(oracle._needed(self.site, self.snapshot, partly=partly))
+        return needed | dict(self.keepers.wanted(self.snapshot, partly=partly))
+
+    def rows_needed(self, *, partly: bool) -> set[tuple[str, str]]:
+        """Kind and id of the rows of what somebody needs or keeps, whole or in part."""
+        needed = self.all_needed(partly=partly)
+        around = {folder for key in needed for folder in oracle._folders(key)}
+        return {("experiment", id_) for id_ in self.keepers.experiments()} | {
+            (row.kind, row.id)
+            for row in self.snapshot.rows
+            if row.kind != "experiment"
+            and any(key in around or _needed_by(key, needed) for key in oracle._keys_named(self.site, row.uri))
+        }
+
+    def untouchable(self, *, partly: bool = False) -> dict[str, str]:
+        """As ``all_needed``, and what another database has marked."""
+        return self.all_needed(partly=partly) | dict(self.keepers.owned_by_others(self.snapshot))
 
     # What users do. Nothing leaves the bucket then.
 
@@ -350,7 +382,10 @@ class History(RuleBasedStateMachine):
             return
 
         def act() -> None:
-            made = self.site.logged_model(experiment, self.pick(number, "run", "active") if number % 2 else None)
+            of_run = self.pick(number, "run", "active") if number % 2 else None
+            made = self.site.logged_model(experiment, of_run)
+            if of_run is not None:
+                self.keepers.made_in[made] = of_run
             self.write(made, "MLmodel", b"model")
 
         self.user("new logged model", act)
@@ -444,14 +479,14 @@ class History(RuleBasedStateMachine):
     def register(self, number: int) -> None:
         source = self.source(number, ("uri", "runs", "copy", "model")[number % 4], dead=number % 3 == 0)
         if source is not None:
-            self.user("register", lambda: self.try_to(lambda: self.site.register("churn", *source)))
+            self.user("register", lambda: self.try_to(lambda: self.site.register(MODEL, *source)))
 
     def source(self, number: int, how: str, *, dead: bool) -> tuple[str, str | None] | None:
         """What a model is registered from, and of which run."""
         stage = "deleted" if dead else "active"
         if how == "copy":
             versions = sorted(self.snapshot.versions)
-            return (f"models:/churn/{versions[number % len(versions)].version}", None) if versions else None
+            return (f"models:/{MODEL}/{versions[number % len(versions)].version}", None) if versions else None
         entity = self.pick(number, "logged_model" if how == "model" else "run", stage)
         if entity is None:
             return None
@@ -480,6 +515,80 @@ class History(RuleBasedStateMachine):
         with suppress(MlflowException):
             act()
 
+    # What people keep
+
+    @rule(number=NUMBER)
+    def somebody_keeps(self, number: int) -> None:
+        """Something is kept from now on, or another database's; or no longer. Often a sweep comes right after."""
+        dice = self.dice(number)
+        if self.keepers.number >= MOST_KEPT or dice.random() < 0.2:
+            self.user("let go", lambda: self.keepers.let_go(run_list, dice))
+        else:
+            getattr(self, dice.choice(self.keeping))(dice)
+        if dice.random() < 0.6:
+            self.jump_by(60)
+            self.gc(dice, None, None)
+
+    keeping: ClassVar[tuple[str, ...]] = ("hold", "hold", "keep_tag", "keep_tag", "mark")
+
+    def hold(self, dice: random.Random) -> None:
+        """An administrator keeps something, most often a deleted run or what it belongs to."""
+        entity = self.pick(dice.randrange(2**16), "run", "deleted" if dice.random() < 0.8 else "active")
+        if entity is not None:
+            on, target = self.what_to_hold(dice, entity)
+            self.user(f"hold on {on}", lambda: self.keepers.hold(run_list, on, target, _hours(dice)))
+
+    def what_to_hold(self, dice: random.Random, entity: str) -> tuple[str, str]:
+        """A run, or something that keeps it along with others."""
+        (row,) = [row for row in self.snapshot.rows if row.id == entity and row.kind == "run"]
+        on = dice.choice(["run", "run", "experiment", "location", "location", "logged_model", "registered_model"])
+        if on == "logged_model" and (model := self.pick(dice.randrange(2**16), "logged_model", "active")):
+            return on, model
+        if on == "registered_model" and self.snapshot.versions:
+            return on, MODEL
+        if on == "experiment":
+            return on, row.experiment_id
+        if on == "location":
+            key = self.site.key_of(row.uri)
+            by_place = [f"s3://{BUCKET}/{place}" for place in (key, f"{key}/model", key.rpartition("/")[0])]
+            return on, dice.choice([row.uri, *by_place])
+        return "run", entity
+
+    def keep_tag(self, dice: random.Random) -> None:
+        """A user keeps something that MLflow lets him tag; what it keeps is deleted right after, as often as not."""
+        number = dice.randrange(2**16)
+        on = dice.choice(["run", "run", *self.also_tagged])
+        kept = {
+            "run": self.pick(number, "run", "active"),
+            "experiment": self.pick(number, "experiment", "active"),
+            "logged_model": self.pick(number, "logged_model", "active"),
+            "registered_model": MODEL if self.snapshot.versions else None,
+            "model_version": next((str(version.version) for version in sorted(self.snapshot.versions)), None),
+        }
+        target = kept[on]
+        if target is None:
+            return
+        self.user(f"keep tag of {on}", lambda: self.keepers.tag(on, target, _hours(dice), dice.choice(FOR_EVER)))
+        deletes = {
+            "run": lambda: self.site.delete_run(target),
+            "logged_model": lambda: self.site.delete_logged_model(target),
+            "model_version": lambda: self.site.delete_version(MODEL, int(target)),
+            "registered_model": lambda: self.site.delete_version(MODEL, min(self.snapshot.versions).version),
+        }
+        if on in deletes and dice.random() < 0.7:
+            self.user(f"delete {on} with a keep tag", deletes[on])
+
+    also_tagged: ClassVar[tuple[str, ...]] = ("experiment", "logged_model", "registered_model", "model_version")
+
+    def mark(self, dice: random.Random) -> None:
+        """Another database takes a folder for its root that a deleted run lies in, or that lies in one."""
+        entity = self.pick(dice.randrange(2**16), "run", "deleted")
+        if entity is not None:
+            key = self.site.key_of(self.site.artifact_uri(entity))
+            folders = [*(f"{folder}/" if folder else "" for folder in oracle._folders(key)), f"{key}/model/"]
+            folder = dice.choice(folders)
+            self.user("another's marker", lambda: self.keepers.mark(folder))
+
     # Time
 
     @rule(number=NUMBER)
@@ -496,6 +605,7 @@ class History(RuleBasedStateMachine):
         """For all clocks."""
         self.count("jump")
         elapse(self.site, hours * HOUR_MS)
+        self.keepers.pass_(hours * HOUR_MS)
         self.fake.age(hours * HOUR_MS)
         self.now_ms += hours * HOUR_MS
 
@@ -505,7 +615,7 @@ class History(RuleBasedStateMachine):
     def something_sweeps(self, number: int) -> None:
         """Our command, a worker's turn, or MLflow's own command, with faults or somebody who acts meanwhile."""
         dice = self.dice(number)
-        what = dice.choice([self.gc, self.gc, self.gc, self.work, self.work, self.work, self.stock_gc])
+        what = dice.choice([*[self.gc, self.work] * 3, self.stock_gc, self.orphans])
         fault = interruption = None
         if dice.random() < 0.6:
             operation = dice.choice(OPERATIONS)
@@ -544,15 +654,36 @@ class History(RuleBasedStateMachine):
             self.jump_by(60)
 
     def gc(self, dice: random.Random, fault: Fault | None, interruption: Interruption | None) -> None:
-        now = dice.random() < 0.5
-        arguments = self.gc_arguments(now=now, metadata=dice.random() < 0.3)
+        now, partly = dice.random() < 0.5, self.sweeps_partly(dice)
+        if partly and dice.random() < 0.7:
+            self.need_a_part(dice.randrange(2**16))
+        arguments = [*self.gc_arguments(now=now, metadata=dice.random() < 0.3), *(["--partial"] if partly else [])]
+
+        what, act = "gc --partial" if partly else "gc", self.ran(arguments)
+        self.sweep(what, act, fault, interruption, graced=not now, partly=partly)
+
+    def ran(self, arguments: Sequence[str]) -> Callable[[], Any]:
+        """Runs a command of ours; its report."""
 
         def act() -> Any:
             ran = run(*arguments)
             assert ran.code in self.codes, f"{ran.code}: {ran.err}"
             return ran.json
 
-        self.sweep("gc", act, fault, interruption, graced=not now)
+        return act
+
+    def need_a_part(self, number: int) -> None:
+        """A version needs a folder of a run, which is deleted."""
+        entity = self.pick(number, "run", "active")
+        if entity is not None:
+            source = f"{self.site.artifact_uri(entity)}/model"
+            self.user("register a part", lambda: self.try_to(lambda: self.site.register(MODEL, source, entity)))
+            self.user("delete run", lambda: self.site.delete_run(entity))
+            self.jump_by(60)
+
+    def sweeps_partly(self, dice: random.Random) -> bool:
+        """Whether what lies beside a part that is needed may go as well; it can only be purged."""
+        return dice.random() < 0.3 and self.action == "purge"
 
     def gc_arguments(self, *, now: bool, metadata: bool) -> list[str]:
         """``gc``, with the site's grace period or without any."""
@@ -563,6 +694,44 @@ class History(RuleBasedStateMachine):
             *("gc", "--backend-store-uri", self.site.uri, "--yes", "--format", "json", "--concurrency", "1"),
             *("--max-share", "1", *eager, *kept),
         ]
+
+    def orphans(self, dice: random.Random, fault: Fault | None, interruption: Interruption | None) -> None:
+        """``gc --orphans`` under a root that a person has said to be ours, where rows were lost; often once more."""
+        if self.action != "purge":
+            self.gc(dice, fault, interruption)
+            return
+        roots = ["--backend-store-uri", self.site.uri, "--yes", "--format", "json", "--concurrency", "1"]
+        self.lose_row(dice.randrange(2**16))
+        owned = run("gc", *roots, "--own-roots", "--root", self.site.destination or self.site.artifact_root)
+        assert owned.code in self.codes, owned.err
+        for last in (False, True):
+            self.note_orphans()
+            act = self.ran(["gc", *roots, "--orphans", "--max-share", "1"])
+            self.sweep("gc --orphans", act, fault if last else None, interruption if last else None, orphans=True)
+            if not last:
+                if dice.random() < 0.4:
+                    self.upload(dice.randrange(2**16))
+                self.jump_by(dice.choice([1, 25, 25, 60]))
+
+    def note_orphans(self) -> None:
+        """From now on it may have been seen that no row accounts for these."""
+        rows = {row.id for row in self.snapshot.rows}
+        for thing, state in self.things().items():
+            if self.owner_of.get(thing.key) not in rows:
+                self.seen_since.setdefault((thing, state.modified_ms + self.now_ms), self.now())
+
+    def lose_row(self, number: int) -> None:
+        """The row of a run is removed by hand; its objects stay."""
+        stages = ("active", "deleted", "active")[number % 2 :][:2]
+        entity = self.pick(number, "run", stages[0]) or self.pick(number, "run", stages[1])
+        if entity is not None:
+            tables = ("tags", "params", "metrics", "latest_metrics", "runs")
+
+            def act() -> None:
+                for table in tables:
+                    self.site.execute(f"DELETE FROM {table} WHERE run_uuid = :id", id=entity)
+
+            self.user("lose a row", act)
 
     def work(self, _dice: random.Random, fault: Fault | None, interruption: Interruption | None) -> None:
         """One turn of a new worker."""
@@ -598,9 +767,9 @@ class History(RuleBasedStateMachine):
         moment = Moment(point=point, nth=nth * 3 if point == "statement" else nth if far else 1 + nth % 2, after=after)
         stores = ["--backend-store-uri", self.site.uri, "--registry-store-uri", self.site.uri]
         destination = ["--artifacts-destination", self.site.destination] if self.site.destination else []
-        arguments = (
-            ["worker", "--once", *stores, *destination] if by_worker else self.gc_arguments(now=True, metadata=True)
-        )
+        partly = self.sweeps_partly(dice) and not by_worker
+        by_hand = [*self.gc_arguments(now=True, metadata=True), *(["--partial"] if partly else [])]
+        arguments = ["worker", "--once", *stores, *destination] if by_worker else by_hand
         environ = {**self.fake.server.environ(), "MLFLOW_ARTIFACT_GC_CONCURRENCY": "1"}
         what = "worker" if by_worker else "gc"
 
@@ -609,7 +778,7 @@ class History(RuleBasedStateMachine):
             self.world.did[f"killed: {point}"] += ended.killed
             self.killed = ended.killed
 
-        self.sweep(f"crash of {what}", act, None, None, graced=by_worker, killed=lambda: self.killed)
+        self.sweep(f"crash of {what}", act, None, None, graced=by_worker, killed=lambda: self.killed, partly=partly)
 
     killed = False
 
@@ -620,15 +789,25 @@ class History(RuleBasedStateMachine):
         fault: Fault | None,
         interruption: Interruption | None,
         *,
-        graced: bool,
+        graced: bool = True,
         killed: Callable[[], bool] = lambda: False,
+        partly: bool = False,
+        orphans: bool = False,
     ) -> None:
         """A step that may take things away, and the oracle's verdict on it."""
         self.count(what)
         before, sums_before, states_before = self.things(), *self.journal()
-        told = self._note_the_dead()
-        rows_before, snapshot_before = self.snapshot.rows, self.snapshot
-        step = Step(what=what, before=before, snapshot=snapshot_before, live=told, graced=graced)
+        step = Step(
+            what=what,
+            before=before,
+            snapshot=self.snapshot,
+            live=self.live,
+            needed=self.untouchable(partly=partly),
+            graced=graced,
+            partly=partly,
+            orphans=orphans,
+        )
+        kept = self.rows_needed(partly=partly)
         self.removed.clear()
         report = self.carried_out(step, act, fault, interruption)
         after, (sums, states) = self.things(), self.journal()
@@ -640,24 +819,30 @@ class History(RuleBasedStateMachine):
             assert not remains, f"{what}: swept, and it holds {remains}"
         left = step.left(after)
         self.world.did["things gone"] += len(left)
+        self.world.did["orphaned things gone"] += len(left) if orphans else 0
         sums.subtract(sums_before)
         self.compare(step, sums, report, at_most=killed(), fault=fault)
         there = {(row.kind, row.id) for row in self.snapshot.rows}
-        lost = [row for row in rows_before if row.id in told and (row.kind, row.id) not in there]
+        lost = [row for row in step.snapshot.rows if row.id in step.live and (row.kind, row.id) not in there]
         assert not lost, f"{what}: rows of what was live are gone: {lost}"
+        assert kept <= there, f"{what}: rows of what was needed or kept are gone: {kept - there}"
+        self.keepers.require_markers()
+        if report is not None and "results" in report:
+            self.world.did["locations swept in part"] += [one["outcome"] for one in report["results"]].count("partly")
 
     def carried_out(
         self, step: Step, act: Callable[[], Any], fault: Fault | None, interruption: Interruption | None
     ) -> Any:
         """What a sweep answers, with the fault and somebody who acts meanwhile."""
         self.fake.plan(*([fault] if fault else []))
-        if interruption is not None:
-            self.interrupt(step, *interruption)
-        try:
-            report = act()
-        finally:
-            self.fake.plan()
-            self.fake.before = lambda _request: None
+        with pytest.MonkeyPatch.context() as patched:
+            if interruption is not None:
+                self.interrupt(step, *interruption, patched)
+            try:
+                report = act()
+            finally:
+                self.fake.plan()
+                self.fake.before = lambda _request: None
         if self.mishaps:
             raise self.mishaps.pop()
         self._note_the_dead()
@@ -700,37 +885,61 @@ class History(RuleBasedStateMachine):
 
     # Somebody acts at a request of the sweep
 
-    def interrupt(self, step: Step, what: str, nth: int, number: int) -> None:
-        """Have ``what`` happen just before the sweep's ``nth`` request is carried out."""
+    def interrupt(self, step: Step, what: str, nth: int, number: int, patched: pytest.MonkeyPatch) -> None:
+        """Have ``what`` happen just before the sweep's ``nth`` request is carried out, or before its fence."""
         seen = [0]
 
-        def before(request: Request) -> None:
-            seen[0] += 1
-            if seen[0] != nth:
-                return
+        def act(at: str) -> None:
             # The faults are the sweep's, not his.
             faults, self.fake.faults = self.fake.faults, []
             try:
                 self.act_between(step, what, number)
-                step.acted_at = request.operation
+                step.acted_at = at
             except BaseException as mishap:  # noqa: BLE001 - raised by the step
                 self.mishaps.append(mishap)
             finally:
                 self.fake.faults = faults
 
-        self.fake.before = before
+        def before(request: Request) -> None:
+            if what in OF_WHAT_IS_SWEPT and not self.looks_at_what_goes(request):
+                return
+            seen[0] += 1
+            if seen[0] == (1 + nth % 4 if what in OF_WHAT_IS_SWEPT else nth):
+                act(request.operation)
+
+        admit = Fence.admit
+
+        def admit_late(fence: Fence, lines: Sequence[Any]) -> Any:
+            if lines and not seen[0]:
+                seen[0] = 1
+                self.about_to_go = lines[number % len(lines)].entity.id
+                act("the fence")
+            return admit(fence, lines)
+
+        if what == "hold before the fence":
+            patched.setattr(Fence, "admit", admit_late)
+        else:
+            self.fake.before = before
+
+    def looks_at_what_goes(self, request: Request) -> bool:
+        """Whether a request lists a deleted run, which is then ``about_to_go``."""
+        prefix = request.values.get("prefix", "")
+        dead = [row.id for row in self.snapshot.rows if row.kind == "run" and row.stage == "deleted"]
+        self.about_to_go = next((entity for entity in dead if entity in prefix), "")
+        return bool(self.about_to_go)
 
     def act_between(self, step: Step, what: str, number: int) -> None:
         """What somebody does in the middle of a sweep."""
         dead = self.pick(number, "run", "deleted")
         live = self.pick(number, "run", "active")
+        going = [row for row in self.snapshot.rows if row.id == self.about_to_go]
         self.world.did[f"meanwhile: {what}"] += 1
         if what == "restore" and dead is not None:
             self.try_to(lambda: self.site.restore_run(dead))
             step.restored = {dead}
         elif what == "register" and dead is not None:
             uri = f"{self.site.artifact_uri(dead)}/model"
-            self.try_to(lambda: self.site.register("churn", uri, dead))
+            self.try_to(lambda: self.site.register(MODEL, uri, dead))
         elif what == "write" and dead is not None:
             folder = self.site.key_of(self.site.artifact_uri(dead))
             self.owner_of |= {f"{folder}/{path}": dead for path in ("meanwhile", "model/MLmodel")}
@@ -745,8 +954,20 @@ class History(RuleBasedStateMachine):
             arguments = [*self.gc_arguments(now=not step.graced, metadata=False), "--time-budget", "0.2s"]
             ended = self.world.forks.run(arguments, self.fake.server.environ())
             assert ended.code in self.codes, ended.err
+        elif what in ("hold", "hold before the fence") and going:
+            by_place = ("location", going[0].uri)
+            by_id = [(going[0].kind, going[0].id)] if going[0].kind != "trace" else []
+            on, target = [("experiment", going[0].experiment_id), by_place, *by_id][number % (2 + len(by_id))]
+            self.keepers.hold(self.elsewhere, on, target, None if number % 2 else 50)
+        elif what == "keep tag" and going:
+            self.try_to(lambda: self.keepers.tag("experiment", going[0].experiment_id, None, "true"))
         step.meanwhile = self.things()
-        step.snapshot_meanwhile = self._snapshot()
+        self.snapshot = self._snapshot()
+        step.needed_meanwhile = self.untouchable(partly=step.partly)
+
+    def elsewhere(self, arguments: Sequence[str]) -> Ended:
+        """A command in a process of its own."""
+        return self.world.forks.run(arguments, self.fake.server.environ())
 
     def teardown(self) -> None:
         """Without faults, one more: nothing fails, and what is dead and not needed is gone."""
@@ -764,11 +985,31 @@ class History(RuleBasedStateMachine):
         if self.mishaps or sys.exc_info()[0] is not None:
             return
         self.fake.set_clock(ahead_ms=0)
+        self.keepers.let_all_go(run_list)
         ran = run(*self.gc_arguments(now=True, metadata=False))
         report = ran.json
         ends = {result["outcome"] for result in report.get("results", ())}
         assert ran.code == 0, ran.err
         assert ends <= {"swept", "empty", "protected"}, report["results"]
+        self.require_all_gone(report)
+
+    def require_all_gone(self, report: Any) -> None:
+        """Of what is deleted nothing is left but what something needs, and what was written once it had been swept.
+
+        What needs it may also be what the oracle does not ask for: then the report names it, and no hold and no tag.
+        """
+        for line in report["plan"]["decisions"]:
+            assert not str(line["evidence"]).startswith(("hold #", "keep tag")), line
+        kept = {line["id"] for line in report["plan"]["decisions"] if line["reason"] == "protected"}
+        live, needed = self._note_the_dead(), self.all_needed()
+        dead = {row.id: row.uri for row in self.snapshot.rows if row.kind != "experiment" and row.id not in live}
+        _, states = self.journal()
+        for thing in self.things():
+            owner = self.owner_of.get(thing.key, "")
+            uri = dead.get(owner)
+            if uri is not None and owner not in kept and not _needed_by(thing.key, needed):
+                state = states.get(f"{self.site.key_of(uri)}/")
+                assert state in ("swept", "closed"), f"at the end: {thing} is there, and nothing needs it ({state})"
 
 
 @dataclass(kw_only=True)
@@ -780,9 +1021,14 @@ class Step:
     snapshot: Snapshot
     live: set[str]
     graced: bool
+    needed: Mapping[str, str] = field(default_factory=dict)
+    """What somebody needed, kept or owned when it began, and who."""
+    partly: bool = False
+    orphans: bool = False
+    """Whether what no row accounts for is to go, instead of what is deleted."""
     meanwhile: Things = field(default_factory=dict)
     """The bucket when somebody had acted; empty: nobody did."""
-    snapshot_meanwhile: Snapshot | None = None
+    needed_meanwhile: Mapping[str, str] = field(default_factory=dict)
     acted_at: str = ""
     restored: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
@@ -795,21 +1041,32 @@ class Step:
     def judge(self, history: History, after: Things) -> None:
         """Nothing that was needed has gone, nothing too early, nothing too young."""
         left = self.left(after)
-        needed = dict(oracle._needed(history.site, self.snapshot))
         rows = {row.id for row in self.snapshot.rows}
         for thing, state in left.items():
-            why = _needed_by(thing.key, needed)
+            why = _needed_by(thing.key, self.needed)
             owner = history.owner_of.get(thing.key)
             # What is made meanwhile belongs to rows that were not there before.
             known = thing in self.before
             assert not (why and known), f"{self.what}: {thing} is gone, and {why} needs it"
             assert owner is not None, f"{self.what}: {thing} is gone, and nobody knows whose it was"
-            assert owner in rows or not known, f"{self.what}: {thing} is gone, and its owner {owner} has no row"
+            rowless = owner not in rows
+            assert rowless is self.orphans or self.joined or not known, (
+                f"{self.what}: {thing} is gone, and its owner {owner} has {'no' if rowless else 'a'} row"
+            )
             assert owner not in self.live, f"{self.what}: {thing} is gone, and its owner {owner} is live"
             if self.graced and known:
                 self.require_old(history, thing, state, owner)
-        if self.snapshot_meanwhile is not None:
-            self.judge_meanwhile(history, after)
+            if rowless and known:
+                self.require_seen_before(history, owner)
+        self.judge_meanwhile(history, after)
+
+    def require_seen_before(self, history: History, owner: str) -> None:
+        """An orphan goes when an earlier search had seen all of it, as it is, a quarantine ago."""
+        for thing, state in self.before.items():
+            if history.owner_of.get(thing.key) == owner:
+                since_ms = history.seen_since[thing, state.modified_ms + history.now_ms]
+                waited_ms = history.now() - since_ms
+                assert waited_ms >= QUARANTINE_MS - SLACK_MS, f"{self.what}: {thing} was first seen {waited_ms} ms ago"
 
     def require_old(self, history: History, thing: Thing, state: State, owner: str) -> None:
         now_ms = int(time.time() * 1000)
@@ -826,14 +1083,22 @@ class Step:
 
     def judge_meanwhile(self, history: History, after: Things) -> None:
         """What somebody came to need in the middle of it has not gone from then on."""
-        assert self.snapshot_meanwhile is not None
-        needed = dict(oracle._needed(history.site, self.snapshot_meanwhile))
         in_flight = self.acted_at in ("DeleteObjects", "DeleteObject", "AbortMultipartUpload")
         for thing in self.meanwhile.keys() - after.keys():
-            why = _needed_by(thing.key, needed)
+            why = _needed_by(thing.key, self.needed_meanwhile)
             # A request that is on its way when a run is restored is carried out.
             exempt = in_flight and history.owner_of.get(thing.key) in self.restored
             assert exempt or not why, f"{self.what}: {thing} went after {why} had come to need it ({self.acted_at})"
+
+
+def run_list(arguments: Sequence[str]) -> Ended:
+    """A command of ours in this process."""
+    return run(*arguments)
+
+
+def _hours(dice: random.Random) -> int | None:
+    """How long something is kept: to the first jump, to a later one, or for ever."""
+    return dice.choice([None, None, 20, 100, 24 * 8])
 
 
 def _needed_by(key: str, needed: Mapping[str, str]) -> str | None:
@@ -848,7 +1113,7 @@ def main(arguments: list[str]) -> int:
     steps = int(arguments[0]) if arguments else 100_000
     kind = {"purge": History, "hide": HidingHistory, "tag": TaggingHistory}[(arguments[1:] or ["purge"])[0]]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    with tempfile.TemporaryDirectory() as folder:
+    with hurry.hurried(), tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template.db"
         make_template(template)
         with a_world(template) as world:

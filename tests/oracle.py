@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
-from tests.site import Item, Row, Site, Snapshot
+from tests.site import Item, Row, Site, Snapshot, Version
 
 Report = Mapping[str, Any]
 """What ``gc --format json`` printed."""
@@ -136,20 +136,29 @@ def _lost(case: _Case) -> Iterator[str]:
             yield f"lost: {item.kind} {item.key!r}, needed by {why}"
 
 
-def _needed(site: Site, snapshot: Snapshot) -> Iterator[tuple[str, str]]:
-    """Keys (of objects or folders) that must stay, and for whom."""
+def _needed(site: Site, snapshot: Snapshot, *, partly: bool = False) -> Iterator[tuple[str, str]]:
+    """Keys (of objects or folders) that must stay, and for whom; ``partly``: what lies beside a part may go."""
     for row in _live(snapshot):
         for key in _keys_named(site, row.uri):
             yield key, f"live {row.kind} {row.id}"
     for version in snapshot.versions:
-        holder = f"model {version.name} version {version.version}"
-        for text in (version.source, version.storage_location):
-            for key in _reached(site, snapshot, text, frozenset()):
-                yield key, holder
-            for row in snapshot.rows:
-                # An entity whose id stands in the text, however the rest of it names the place.
-                if row.kind != "experiment" and row.id in text:
-                    yield from ((key, holder) for key in _keys_named(site, row.uri))
+        for key in _keys_of(site, snapshot, version, partly=partly):
+            yield key, f"model {version.name} version {version.version}"
+
+
+def _keys_of(site: Site, snapshot: Snapshot, version: Version, *, partly: bool = False) -> Iterator[str]:
+    """The keys that a version needs."""
+    for text in (version.source, version.storage_location):
+        yield from _reached(site, snapshot, text, frozenset())
+        for row in snapshot.rows:
+            # An entity whose id stands in the text, however the rest of it names the place.
+            if row.kind != "experiment" and row.id in text and not (partly and _is_inside(site, text, row.uri)):
+                yield from _keys_named(site, row.uri)
+
+
+def _is_inside(site: Site, text: str, uri: str) -> bool:
+    """Whether a text names a place inside the one that a URI names, and not that itself."""
+    return any(key.startswith(f"{above}/") for above in _keys_named(site, uri) for key in _keys_named(site, text))
 
 
 def _live(snapshot: Snapshot) -> Iterator[Row]:

@@ -31,6 +31,7 @@ from tests.histories import (
     Step,
     Thing,
     _needed_by,
+    run_list,
 )
 
 TAG = "mlflow-artifact-gc"
@@ -56,6 +57,8 @@ class WaitingHistory(History):
     codes: ClassVar[tuple[int, ...]] = (0, 1, 3, 4)
     """It is refused as well, where a fault hides what the bucket's settings are."""
     versionings: ClassVar[tuple[str, ...]] = ("Enabled",)
+    also_tagged: ClassVar[tuple[str, ...]] = ()
+    """A keep tag on what is around something that waits is seen by the next ``gc``, by a worker hours later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +123,7 @@ class WaitingHistory(History):
 
     def needed_ids(self) -> set[str]:
         """The entities that something live needs, whole or in part, as MLflow's rows are now."""
-        needed = dict(oracle._needed(self.site, self._snapshot()))
+        needed = self.all_needed()
         return {owner for key, owner in self.owner_of.items() if _needed_by(key, needed)}
 
     def note_heard(self) -> set[str]:
@@ -148,18 +151,22 @@ class WaitingHistory(History):
         fault: Fault | None,
         interruption: Interruption | None,
         *,
-        graced: bool,
+        graced: bool = True,
         killed: Callable[[], bool] = lambda: False,
+        partly: bool = False,
+        orphans: bool = False,
     ) -> None:
-        """A step that may hide or tag, and the verdict on it."""
+        """A step that may hide or tag, and the verdict on it; what is ``partly`` needed and ``orphans`` only go."""
+        assert not partly
+        assert not orphans
         self.count(what)
-        before, needed = self.sights(), dict(oracle._needed(self.site, self._snapshot()))
-        told = self._note_the_dead()
-        step = Step(what=what, before={}, snapshot=self.snapshot, live=told, graced=graced)
+        before, needed = self.sights(), self.untouchable()
+        step = Step(what=what, before={}, snapshot=self.snapshot, live=self.live, graced=graced)
         self.restored_between = set()
         report = self.carried_out(step, act, fault, interruption)
         after = self.sights()
         self.judge(step, before, after, needed)
+        self.keepers.require_markers()
         disturbed = killed() or bool(fault and fault.hit) or bool(step.acted_at) or what == "mlflow gc"
         if not disturbed and (not isinstance(report, dict) or report["exit_code"] == 0):
             self.unheard.clear()
@@ -207,7 +214,7 @@ class WaitingHistory(History):
 
     def require_seen(self, what: str) -> None:
         """Whoever is live, or needed, has what its users left, but for what S3 had removed before."""
-        needed = dict(oracle._needed(self.site, self._snapshot()))
+        needed = self.all_needed()
         tops = self.tops()
         for key, version_id in self.seen.items():
             why = _needed_by(key, needed)
@@ -234,7 +241,7 @@ class WaitingHistory(History):
     def midnight(self) -> None:
         """The bucket's rules are carried out: what was needed, and heard of, stays as it was."""
         self.count("midnight")
-        needed = dict(oracle._needed(self.site, self._snapshot()))
+        needed = self.all_needed()
         tops, before = self.tops(), self.sights()
         self.fake.expire(BUCKET)
         after, later = self.sights(), self.tops()
@@ -265,7 +272,7 @@ class WaitingHistory(History):
         ran = run("undo", "--backend-store-uri", self.site.uri, "--run-ids", entity)
         assert ran.code in (0, 2), ran.err
         after = self.sights()
-        self.judge(step, before, after, dict(oracle._needed(self.site, self._snapshot())))
+        self.judge(step, before, after, self.untouchable())
         if ran.code == 0:
             self.undone.add(entity)
             self.world.did["undone"] += 1
@@ -280,10 +287,12 @@ class WaitingHistory(History):
         if self.mishaps or sys.exc_info()[0] is not None:
             return
         self.fake.set_clock(ahead_ms=0)
+        self.keepers.let_all_go(run_list)
         ran = run(*self.gc_arguments(now=True, metadata=False))
         ends = {result["outcome"] for result in ran.json.get("results", ())}
         assert ran.code == 0, ran.err
         assert ends <= {"swept", "waiting", "empty", "protected"}, ran.json["results"]
+        self._note_the_dead()
         self.unheard.clear()
         self.require_seen("at the end")
         for _ in range(MIDNIGHTS):
@@ -293,7 +302,7 @@ class WaitingHistory(History):
 
     def require_gone(self) -> None:
         """Of what was hidden or tagged nothing is left but what somebody needs, or took back."""
-        needed = dict(oracle._needed(self.site, self._snapshot()))
+        needed = self.all_needed()
         for thing, one in self.sights().items():
             if one.is_marker or _needed_by(thing.key, needed):
                 continue

@@ -77,7 +77,7 @@ def shift(site: Site, ms: int) -> None:
 
 
 def elapse(site: Site, ms: int) -> None:
-    """As ``shift``, and claims, the lease and second looks come nearer to their time as well."""
+    """As ``shift``, and claims, the lease, second looks, holds and sightings come nearer to their time as well."""
     shift(site, ms)
     site.execute(
         "UPDATE artifact_gc_intents SET state_ms = state_ms - :ms, swept_ms = swept_ms - :ms,"
@@ -86,3 +86,7 @@ def elapse(site: Site, ms: int) -> None:
         ms=ms,
     )
     site.execute("UPDATE artifact_gc_lease SET until_ms = until_ms - :ms, seen_ms = seen_ms - :ms", ms=ms)
+    site.execute("UPDATE artifact_gc_holds SET created_ms = created_ms - :ms, until_ms = until_ms - :ms", ms=ms)
+    site.execute(
+        "UPDATE artifact_gc_sightings SET first_seen_ms = first_seen_ms - :ms, last_seen_ms = last_seen_ms - :ms", ms=ms
+    )
