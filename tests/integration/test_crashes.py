@@ -5,6 +5,7 @@ Real processes, on SeaweedFS with SQLite and PostgreSQL. ``make soak`` kills mor
 
 from __future__ import annotations
 
+import gc as collector
 import os
 import random
 import shutil
@@ -186,7 +187,7 @@ class Cases:
             ended = case.crash(self._forks, Moment(point=point, nth=10**9))
             assert ended.code == 0, ended.err
             self._known[key] = Reference(state=case.state(), calls=ended.calls)
-            case.site.close()
+            self._let_go(case)
         return self._known[key]
 
     def check(self, kind: str, way: str, *moments: Moment) -> int:
@@ -207,9 +208,14 @@ class Cases:
         if way == "gc":
             assert_bucket_sound(case.site, reports, before, unreported=True)
         assert case.state() == expected, f"killed {', then '.join(map(str, moments))}"
-        # Hundreds of them are made, and PostgreSQL has only so many connections.
-        case.site.close()
+        self._let_go(case)
         return kills
+
+    def _let_go(self, case: Case) -> None:
+        """Hundreds are made in a soak, and PostgreSQL has only so many connections, those of reruns among them."""
+        case.site.close()
+        if SOAK:
+            collector.collect()
 
 
 def assert_counted(reports: Any, gone: Collection[Item]) -> None:
