@@ -18,8 +18,8 @@ import pytest
 from tests.servers import S3Server, s3_client
 
 _DEMO = (sys.executable, "-m", "mlflow_artifact_gc", "demo")
-_LIMIT_S = 60
-"""What it promises; where nothing else runs, it takes 35."""
+_LIMIT_S = 180
+"""It promises a minute; where nothing else runs, it takes 35 seconds, and here other tests share the cores."""
 _FOLDER = re.compile(r"Everything lives in (\S+) ")
 _LOGGED = re.compile(r"^logged +(\S+) +(\d+) objects, .* run (\w{32})$", re.MULTILINE)
 _DELETED = re.compile(r"^deleted +(\S+)", re.MULTILINE)
