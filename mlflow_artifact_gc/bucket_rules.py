@@ -212,6 +212,8 @@ def require_unused_tag(client: S3Client, examined: Examined, touched: Collection
             if any(location.contains(place) for location in touched):
                 continue
             carries = s3.carries(client, examined.bucket, entry, examined.wanted.tag)
+            if isinstance(carries, Failure) and carries.code == s3.NOT_SENT:
+                continue  # No request can name it, so no grant will ever help: it is no sample.
             if isinstance(carries, Failure):
                 raise Refused(
                     f"Bucket {examined.bucket!r}: the tags of the object {entry.key!r} could not be read "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_artifact_gc.s3.client import connect, endpoint_name
 from mlflow_artifact_gc.s3.clock import clock_ms
-from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, Abort, DeleteAnswer, abort_upload, delete
+from mlflow_artifact_gc.s3.deleting import MOST_ENTRIES, NOT_SENT, Abort, DeleteAnswer, abort_upload, delete
 from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete, Transient
 from mlflow_artifact_gc.s3.lifecycle import Configuration
 from mlflow_artifact_gc.s3.listing import (
@@ -35,6 +35,7 @@ __all__ = [
     "MARKER_NAME",
     "MOST_ENTRIES",
     "MOST_TAGS",
+    "NOT_SENT",
     "PERMISSIONS",
     "Abort",
     "BucketPaused",

@@ -42,6 +42,8 @@ MOST_ENTRIES: Final = 1000
 _NOT_FOR_XML = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 """What XML 1.0 cannot hold, and the carriage return, which servers' parsers turn into a newline."""
 DOT_SEGMENT = re.compile(r"(?:^|/)\.\.?(?:/|$)")
+NOT_SENT: Final = "NotSent"
+"""The code of a failure of a key that no request can name."""
 GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
 _MOST_SERVER_ERRORS: Final = 32
 """How many requests of one call may end in a server error, each after botocore's retries, before halving stops."""
@@ -285,7 +287,7 @@ def failure_of(error: Exception, target: _Target) -> Failure | None:
             return _failure(target, answer)
         return None
     if isinstance(error, ParamValidationError):
-        return Failure(key=key, code="NotSent", message="boto3 cannot send this key", version_id=version)
+        return Failure(key=key, code=NOT_SENT, message="boto3 cannot send this key", version_id=version)
     if answer_lost(error):
         return Failure(key=key, code=type(error).__name__, version_id=version, retryable=True)
     return None
@@ -301,4 +303,4 @@ def dot_segment(key: str, version: str | None) -> Failure:
     # A proxy, or urllib3 on the way to one, folds "a/../b" in a URL's path to "b": another key. A batch names its
     # keys in the body, where nothing folds them.
     message = "a key with a '.' or '..' segment is not put into a URL; remove this object by hand"
-    return Failure(key=key, code="NotSent", message=message, version_id=version)
+    return Failure(key=key, code=NOT_SENT, message=message, version_id=version)
