@@ -28,6 +28,8 @@ _READ_TIMEOUT_S: Final = 60
 _ATTEMPTS: Final = 5
 _A_FEW: Final = 4
 """What one bucket's rights are tried by."""
+_CONNECTIONS: Final = 4
+"""For each request that may be under way: a body that is still being read keeps its own."""
 
 
 def connect(environ: Mapping[str, str], *, threads: int = _A_FEW) -> S3Client:
@@ -91,7 +93,7 @@ def _config(environ: Mapping[str, str], threads: int) -> Config:
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=threads,
+        max_pool_connections=_CONNECTIONS * threads,
     )
 
 

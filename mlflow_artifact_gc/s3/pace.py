@@ -61,7 +61,10 @@ class Pace:
 
     @contextmanager
     def request(self, what: str) -> Iterator[list[int]]:
-        """Wait until one more request of the kind ``what`` may go out; take its status, which is to be appended."""
+        """Wait until one more request of the kind ``what`` may go out; it is under way until the block is left.
+
+        Its HTTP status is to be appended to what is yielded: without one, nobody has answered.
+        """
         with self._free:
             while self._under_way >= self.limit:
                 self._free.wait()

@@ -130,3 +130,13 @@ def test_an_answer_that_cannot_be_read_holds_no_place(fake: FakeS3) -> None:
         with ThreadPoolExecutor(1) as executor:
             answer = executor.submit(s3.bucket_versioning, client, BUCKET)
             assert (answer.exception() is not None) is refused
+
+
+def test_a_body_that_is_still_read_takes_nobody_s_connection(fake: FakeS3, caplog: pytest.LogCaptureFixture) -> None:
+    """Its request is answered, so the next one goes out: urllib3 would warn of a pool that is too small for both."""
+    client = s3.connect(os.environ, threads=1)
+    client.put_object(Bucket=BUCKET, Key="key", Body=b"body")
+    bodies = [client.get_object(Bucket=BUCKET, Key="key")["Body"] for _ in range(2)]
+    s3.bucket_versioning(client, BUCKET)
+    assert [body.read() for body in bodies] == [b"body", b"body"]
+    assert "pool is full" not in caplog.text
