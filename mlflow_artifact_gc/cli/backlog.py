@@ -227,10 +227,14 @@ class Backlog:
         for restored in settled.restored:
             if restored.complete:
                 click.echo(render.restored(restored), err=True)
-        for problem in settled.problems:
-            click.echo(f"Not taken back: {problem}", err=True)
-        for why in settled.paused:
-            click.echo(f"Not looked at, what is hidden or tagged: {why}", err=True)
+        for said in self._unsettled_said():
+            click.echo(said, err=True)
+
+    def _unsettled_said(self) -> list[str]:
+        return [
+            *(f"Not taken back: {problem}" for problem in self._untaken),
+            *(f"Not looked at, what is hidden or tagged: {why}" for why in self._unseen),
+        ]
 
     @property
     def _unsettled(self) -> int:
@@ -457,6 +461,7 @@ class Backlog:
 
     def _print_document(self, plan: Plan, report: sweeping.Report, *, code: int) -> None:
         document = render.report_document(plan, report, self._kept, code=code)
+        document["error"] = document["error"] or "; ".join(self._unsettled_said()) or None
         if self._wishes.file and self._selection:
             document |= render.selection_document(self._wishes.file, self._selection)
         render.print_json({**document, "partly_needed": render.partly_document(self._partly), **self._more()})
