@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_NEVER_IN_URLS = re.compile(r'[^!-~]|["<>\\^`{|}]')
+_NEVER_IN_URLS = re.compile(r"[^!#-;=?-\[\]_a-z~]")  # outside printable ASCII, and " < > \ ^ ` { | }
 
 
 class PlusSign:

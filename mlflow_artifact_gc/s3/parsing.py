@@ -10,6 +10,7 @@ Only answers that mean success are read here: those with an error status keep bo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from sys import intern
@@ -21,9 +22,10 @@ from botocore.parsers import ResponseParserError
 
 from mlflow_artifact_gc.s3.entries import Entry, Kind
 from mlflow_artifact_gc.s3.keys import PlusSign, decoded_keys, decoded_marker, is_encoded
+from mlflow_artifact_gc.s3.plain_rows import STAND_IN, Row, take_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from mypy_boto3_s3.client import S3Client
 
@@ -110,9 +112,10 @@ class Parsers:
         ) -> None:
             if response_dict["status_code"] >= _FIRST_ERROR_STATUS:
                 return
-            tree = parse_root(response_dict["body"], response_dict["status_code"], root)
-            if reader is not None:
-                customized_response_dict.update(reader(tree, self.plus))
+            if reader is None:
+                parse_root(response_dict["body"], response_dict["status_code"], root)
+            else:
+                customized_response_dict.update(reader(response_dict["body"], response_dict["status_code"], self.plus))
                 response_dict["body"] = f"<{root}/>".encode()
 
         return before_parse
@@ -147,26 +150,32 @@ def parse_root(body: bytes, status: int, root: str) -> ET.Element:
     return tree
 
 
-def read_versions(tree: ET.Element, plus: PlusSign) -> dict[str, Any]:
-    """The additions to a ListObjectVersions answer."""
-    page = _page(tree, plus, {"Version": _version, "DeleteMarker": _marker}, "NextKeyMarker", "NextVersionIdMarker")
+def read_versions(body: bytes, status: int, plus: PlusSign) -> dict[str, Any]:
+    """The additions to a ListObjectVersions answer. Raises BodyUnreadable, as do the readers below."""
+    readers = {"Version": _version, "DeleteMarker": _marker}
+    tree, rows = _rows(body, status, "ListVersionsResult", readers)
+    page = _page(tree, rows, plus, readers, "NextVersionIdMarker")
     return {PAGE: page, "Versions": page.entries, "IsTruncated": page.truncated}
 
 
-def read_current(tree: ET.Element, plus: PlusSign) -> dict[str, Any]:
+def read_current(body: bytes, status: int, plus: PlusSign) -> dict[str, Any]:
     """The additions to a ListObjectsV2 answer."""
-    page = _page(tree, plus, {"Contents": _current}, "NextKeyMarker", "NextVersionIdMarker")
+    readers = {"Contents": _current}
+    tree, rows = _rows(body, status, "ListBucketResult", readers)
+    page = _page(tree, rows, plus, readers, "NextVersionIdMarker")
     return {PAGE: page, "Contents": page.entries, "KeyCount": len(page.entries), "IsTruncated": page.truncated}
 
 
-def read_uploads(tree: ET.Element, plus: PlusSign) -> dict[str, Any]:
+def read_uploads(body: bytes, status: int, plus: PlusSign) -> dict[str, Any]:
     """The additions to a ListMultipartUploads answer."""
-    page = _page(tree, plus, {"Upload": _upload}, "NextKeyMarker", "NextUploadIdMarker")
+    tree = parse_root(body, status, "ListMultipartUploadsResult")
+    page = _page(tree, [], plus, {"Upload": _upload}, "NextUploadIdMarker")
     return {PAGE: page, "Uploads": page.entries, "IsTruncated": page.truncated}
 
 
-def read_deleted(tree: ET.Element, _plus: PlusSign) -> dict[str, Any]:
+def read_deleted(body: bytes, status: int, _plus: PlusSign) -> dict[str, Any]:
     """The additions to a DeleteObjects answer."""
+    tree = parse_root(body, status, "DeleteResult")
     deleted: list[DeletedRow] = []
     errors: list[ErrorRow] = []
     names = _Names()
@@ -183,7 +192,7 @@ def read_deleted(tree: ET.Element, _plus: PlusSign) -> dict[str, Any]:
 
 
 if TYPE_CHECKING:
-    _Reader = Callable[[ET.Element, PlusSign], dict[str, Any]]
+    _Reader = Callable[[bytes, int, PlusSign], dict[str, Any]]
     _Fields = dict[str, str]
     _RowReader = Callable[[_Fields, str], Entry]
 
@@ -206,8 +215,19 @@ _ROOTS: Final = {
 _OTHER_ROOTS: Final = {"VersioningConfiguration": "GetBucketVersioningResponse"}  # moto's, for a bucket that has none
 
 
-def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_tag: str, id_tag: str) -> Page:
-    found: list[tuple[_RowReader, _Fields]] = []
+def _rows(body: bytes, status: int, root: str, names: Collection[str]) -> tuple[ET.Element, list[Row]]:
+    """The root element, and the rows of these names that could be read without the parser: all of them, or none."""
+    taken = take_out(body, names)
+    if taken is not None:
+        tree = parse_root(taken.rest, status, root)
+        tags = Counter(element.tag.rpartition("}")[2] for element in tree)
+        if tags[STAND_IN] == 1 and tags.keys().isdisjoint(names):
+            return tree, taken.rows
+    return parse_root(body, status, root), []
+
+
+def _page(tree: ET.Element, rows: list[Row], plus: PlusSign, readers: Mapping[str, _RowReader], id_tag: str) -> Page:
+    found: list[tuple[_RowReader, _Fields]] = [(readers[name], fields) for name, fields in rows]
     top: _Fields = {}
     folders: list[str] = []
     names = _Names()
@@ -222,7 +242,7 @@ def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_
             top[name] = element.text or ""
     texts = [*(_required(fields, "Key") for _, fields in found), *folders]
     keys: list[str] | None = texts
-    next_key = top.get(key_tag) or None
+    next_key = top.get("NextKeyMarker") or None
     if top.get("EncodingType") == "url" and is_encoded("".join(texts)):
         try:
             keys = decoded_keys(texts, plus)
@@ -231,9 +251,9 @@ def _page(tree: ET.Element, plus: PlusSign, readers: dict[str, _RowReader], key_
         except UnicodeDecodeError as error:
             raise BodyUnreadable("a key that is not UTF-8") from error
     told = texts if keys is None else keys
-    rows = zip(found, told[: len(found)], strict=True)
+    entries = zip(found, told[: len(found)], strict=True)
     return Page(
-        entries=tuple([reader(fields, key) for (reader, fields), key in rows]),
+        entries=tuple([reader(fields, key) for (reader, fields), key in entries]),
         truncated={"true": True, "false": False}.get(top.get("IsTruncated", "").strip().lower()),
         next_token=top.get("NextContinuationToken") or None,
         next_key=next_key,
@@ -255,7 +275,8 @@ def _marker(fields: _Fields, key: str) -> Entry:
 
 
 def _is_latest(fields: _Fields) -> bool:
-    return fields.get("IsLatest", "").strip().lower() == "true"
+    text = fields.get("IsLatest", "")
+    return text == "true" or text.strip().lower() == "true"
 
 
 def _current(fields: _Fields, key: str) -> Entry:

@@ -51,7 +51,7 @@ def current_page(keys: list[str], *, extra: str = "<EncodingType>url</EncodingTy
 
 def read(body: bytes, plus: PlusSign | None = None) -> Page:
     """The page of a ListObjectsV2 answer."""
-    page = read_current(parse_root(body, 200, "ListBucketResult"), plus or PlusSign())[PAGE]
+    page = read_current(body, 200, plus or PlusSign())[PAGE]
     assert isinstance(page, Page)
     return page
 
@@ -63,7 +63,7 @@ def keys_of(page: Page) -> list[str]:
 
 def test_a_page_of_versions_says_all() -> None:
     """Versions, the null version and delete markers are told apart, with ids, sizes and dates."""
-    page: Page = read_versions(parse_root(VERSIONS, 200, "ListVersionsResult"), PlusSign())[PAGE]
+    page: Page = read_versions(VERSIONS, 200, PlusSign())[PAGE]
 
     assert (
         Entry("p/a", Kind.CURRENT, "v1", 10, MODIFIED_MS + 678),
@@ -78,7 +78,7 @@ def test_the_namespace_does_not_matter(namespace: str) -> None:
     """No row is overlooked for the namespace that a server puts its answer in."""
     body = VERSIONS.replace(NAMESPACE.encode(), namespace.encode())
 
-    assert len(read_versions(parse_root(body, 200, "ListVersionsResult"), PlusSign())[PAGE].entries) == 3
+    assert len(read_versions(body, 200, PlusSign())[PAGE].entries) == 3
 
 
 @pytest.mark.parametrize("cut", range(0, len(VERSIONS), 7))
@@ -236,10 +236,10 @@ def test_an_upload_needs_its_id() -> None:
     body = "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{}</ListMultipartUploadsResult>"
     whole = body.format(row.format("<UploadId>u</UploadId>")).encode()
 
-    page: Page = read_uploads(parse_root(whole, 200, "ListMultipartUploadsResult"), PlusSign())[PAGE]
+    page: Page = read_uploads(whole, 200, PlusSign())[PAGE]
     assert (Entry("p/a", Kind.UPLOAD, "u", 0, MODIFIED_MS),) == page.entries
     with pytest.raises(BodyUnreadable):
-        read_uploads(parse_root(body.format(row.format("")).encode(), 200, "ListMultipartUploadsResult"), PlusSign())
+        read_uploads(body.format(row.format("")).encode(), 200, PlusSign())
 
 
 def test_the_rows_of_a_delete_are_read() -> None:
@@ -249,7 +249,7 @@ def test_the_rows_of_a_delete_are_read() -> None:
         b"<Error><Key>d</Key><VersionId/><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
     )
 
-    deleted, errors = read_deleted(parse_root(body, 200, "DeleteResult"), PlusSign())[ROWS]
+    deleted, errors = read_deleted(body, 200, PlusSign())[ROWS]
     assert (DeletedRow("a\nb", "v1"), DeletedRow("c", None)) == deleted
     assert (ErrorRow("d", None, "AccessDenied", "no"),) == errors
 
