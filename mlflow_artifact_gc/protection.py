@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 from urllib.parse import unquote
 
@@ -21,6 +23,8 @@ from mlflow_artifact_gc.locations import Destination, Location, proxied_path
 from mlflow_artifact_gc.model import Reference, Strength
 
 _CORE: Final = 32
+_TAIL: Final = "/artifacts/"
+_NO_HEAD: Final = 2**32 - 1
 _DECODINGS: Final = 3
 _HEX_RUN = re.compile(r"[0-9a-fA-F]{32,}")
 _ID_WITH_CORE = re.compile(r"(?:[a-z]{1,3}-)?[0-9a-f]{32}")
@@ -51,12 +55,17 @@ def cores(text: str) -> set[str]:
     found: set[str] = set()
     for run in _HEX_RUN.findall(text):
         lowered = run.lower()
+        if len(lowered) == _CORE:  # nearly always
+            found.add(lowered)
+            continue
         found.update(lowered[start : start + _CORE] for start in range(len(lowered) - _CORE + 1))
     return found
 
 
 def readings(text: str) -> tuple[str, ...]:
     """``text`` as it is and percent-decoded, as often as that changes it (three times at most)."""
+    if "%" not in text:
+        return (text,)
     found = [text]
     while len(found) <= _DECODINGS and (decoded := unquote(found[-1])) != found[-1]:
         found.append(decoded)
@@ -64,27 +73,56 @@ def readings(text: str) -> tuple[str, ...]:
 
 
 class Protection:
-    """The candidates, indexed by id and by place."""
+    """The candidates, indexed by id and by place.
 
-    def __init__(self, candidates: Sequence[Candidate], destination: Destination) -> None:
-        self._candidates = candidates
+    There may be a million: of those in MLflow's own form (a place that ends in the entity's id and ``artifacts/``)
+    nothing is kept but the id, and the number of what is before it, which many share.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate], destination: Destination) -> None:
         self._destination = destination
-        self._by_core: dict[str, tuple[int, ...]] = {}
-        self._odd: list[int] = []
-        self._by_experiment: defaultdict[str, list[int]] = defaultdict(list)
+        self._ids: list[str] = []
+        self._head_of = array("I")
+        self._heads: dict[tuple[str, str], int] = {}
+        self._others: dict[int, Candidate] = {}
+        """Those of another form."""
+        self._by_core: dict[str, int | tuple[int, ...]] = {}
+        self._odd: defaultdict[str, list[int]] = defaultdict(list)
+        self._by_experiment: defaultdict[str, array[int]] = defaultdict(_numbers)
+        for index, candidate in enumerate(candidates):
+            self._add(index, candidate)
+        self._head_names = list(self._heads)
+        self._sorted_heads: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for (bucket, head), number in sorted(self._heads.items()):
+            self._sorted_heads[bucket].append((head, number))
         self._by_bucket: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         self._lengths: defaultdict[str, set[int]] = defaultdict(set)
-        for index, candidate in enumerate(candidates):
-            if _ID_WITH_CORE.fullmatch(candidate.id):
-                core = candidate.id[-_CORE:]
-                self._by_core[core] = (*self._by_core.get(core, ()), index)
-            else:
-                self._odd.append(index)
+        for index, candidate in self._others.items():
             self._by_bucket[candidate.location.bucket].append((candidate.location.prefix, index))
             self._lengths[candidate.location.bucket].add(len(candidate.location.prefix))
-            self._by_experiment[candidate.experiment_id].append(index)
         for places in self._by_bucket.values():
             places.sort()
+
+    def _add(self, index: int, candidate: Candidate) -> None:
+        id_, location = candidate.id, candidate.location
+        with_core = _ID_WITH_CORE.fullmatch(id_) is not None
+        head = location.prefix.removesuffix(f"{id_}{_TAIL}")
+        if with_core and len(head) < len(location.prefix) and (not head or head.endswith("/")):
+            self._head_of.append(self._heads.setdefault((location.bucket, head), len(self._heads)))
+        else:
+            self._head_of.append(_NO_HEAD)
+            self._others[index] = candidate
+        self._ids.append(id_)
+        if with_core:
+            core = id_[-_CORE:]
+            before = self._by_core.get(core)
+            if before is None:
+                self._by_core[core] = index
+            else:
+                self._by_core[core] = (*(before if isinstance(before, tuple) else (before,)), index)
+        else:
+            self._odd[id_].append(index)
+        self._by_experiment[candidate.experiment_id].append(index)
 
     def protected_by(self, reference: Reference) -> set[int]:
         """The positions of the candidates that ``reference`` protects.
@@ -92,16 +130,24 @@ class Protection:
         Raises:
             ReferencesIncomplete: the text is a proxied URI and nobody has said where the proxy keeps its objects.
         """
-        hits: set[int] = set()
+        return set(self._hits(reference))
+
+    def protects(self, reference: Reference) -> bool:
+        """Whether there is any: of a million references most protect none. Raises as ``protected_by`` does."""
+        return next(self._hits(reference), None) is not None
+
+    def _hits(self, reference: Reference) -> Iterator[int]:
         if reference.experiment_id:
-            hits.update(self._by_experiment.get(reference.experiment_id, ()))
+            yield from self._by_experiment.get(reference.experiment_id, ())
             # Of these no row and no path tells the experiment: it may be this one.
-            hits.update(self._by_experiment.get("", ()))
+            yield from self._by_experiment.get("", ())
         for text in readings(reference.text):
-            hits.update(self._by_id(text))
+            yield from self._by_id(text)
         for place, strength in self._places(reference):
-            hits.update(self._all() if place is None else self._by_place(place, strength))
-        return hits
+            if place is None:
+                yield from range(len(self._ids))
+            else:
+                yield from self._by_place(place, strength)
 
     def parts_needed(self, reference: Reference) -> dict[int, tuple[Location, ...]]:
         """For each position that ``reference`` protects the places inside its location that alone are needed.
@@ -118,29 +164,74 @@ class Protection:
         text = reference.text
         exact = text.isprintable() and text == text.strip() and len(readings(text)) == 1 and "%" not in text
         for index in hits:
-            whole = self._candidates[index].location
+            whole = self._location(index)
             inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
             plain = exact and reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
             plain = plain and all(_is_plain(place.prefix[len(whole.prefix) :]) for place in inside)
             found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
         return found
 
-    def _all(self) -> Iterable[int]:
-        return range(len(self._candidates))
+    def _location(self, index: int) -> Location:
+        if index in self._others:
+            return self._others[index].location
+        bucket, head = self._head_names[self._head_of[index]]
+        return Location(bucket, f"{head}{self._ids[index]}{_TAIL}")
 
     def _by_id(self, text: str) -> Iterator[int]:
         for core in cores(text):
-            yield from self._by_core.get(core, ())
-        yield from (index for index in self._odd if self._candidates[index].id in text)
+            yield from self._of_core(core)
+        for id_, positions in self._odd.items():
+            if id_ in text:
+                yield from positions
+
+    def _of_core(self, core: str) -> tuple[int, ...]:
+        found = self._by_core.get(core, ())
+        return found if isinstance(found, tuple) else (found,)
 
     def _by_place(self, place: Location, strength: Strength) -> Iterator[int]:
-        places = self._by_bucket.get(place.bucket, [])
-        lengths = self._lengths.get(place.bucket, ())
-        for above in place.folders():
-            if len(above) in lengths:
-                yield from _equal(places, above)
-        if strength is Strength.NAMES:
-            yield from _starting(places, place.prefix)
+        if place.bucket in self._sorted_heads:
+            yield from self._around(place)
+            if strength is Strength.NAMES:
+                yield from self._within(place)
+        places = self._by_bucket.get(place.bucket)
+        if places:
+            lengths = self._lengths[place.bucket]
+            for above in place.folders():
+                if len(above) in lengths:
+                    yield from _equal(places, above)
+            if strength is Strength.NAMES:
+                yield from _starting(places, place.prefix)
+
+    def _around(self, place: Location) -> Iterator[int]:
+        """Those in MLflow's form that contain the place."""
+        prefix = place.prefix
+        end = prefix.find(_TAIL)
+        while end >= 0:
+            start = prefix.rfind("/", 0, end) + 1
+            yield from self._at(place.bucket, prefix[:start], prefix[start:end])
+            end = prefix.find(_TAIL, end + 1)
+
+    def _within(self, place: Location) -> Iterator[int]:
+        """Those in MLflow's form that the place contains."""
+        above, _, name = place.prefix[:-1].rpartition("/")
+        yield from self._at(place.bucket, f"{above}/" if above or place.prefix.startswith("/") else "", name)
+        for number in _starting(self._sorted_heads[place.bucket], place.prefix):
+            yield from self._by_head[number]
+
+    def _at(self, bucket: str, head: str, name: str) -> Iterator[int]:
+        number = self._heads.get((bucket, head))
+        if number is not None:
+            for index in self._of_core(name[-_CORE:]):
+                if self._head_of[index] == number and self._ids[index] == name:
+                    yield index
+
+    @cached_property
+    def _by_head(self) -> list[array[int]]:
+        found = [_numbers() for _ in self._heads]
+        for index, number in enumerate(self._head_of):
+            if number != _NO_HEAD:
+                found[number].append(index)
+        return found
 
     def _places(self, reference: Reference) -> Iterator[tuple[Location | None, Strength]]:
         """The places that the text may name, and how far each reaches; None stands for every place."""
@@ -168,6 +259,10 @@ class Protection:
                 yield place, reference.strength
         except UnreadableUri:
             yield self._destination.root, Strength.NAMES
+
+
+def _numbers() -> array[int]:
+    return array("I")
 
 
 def _is_plain(path: str) -> bool:
