@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -186,7 +186,7 @@ class CommandCollection:
             max_bytes=settings.max_bytes,
             min_object_age_ms=never_below(site.min_object_age_ms, settings.min_object_age_ms),
         )
-        decisions: tuple[Decision, ...] = ()
+        decisions: Sequence[Decision] = ()
         rows: dict[tuple[EntityKind, str], int] = {}
         if scope is not None:
             found = session.read(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 
@@ -204,6 +205,18 @@ class Decision:
         return any(part.holds(key) for part in self.needed)
 
 
+class Decisions(Sequence[Decision]):
+    """Lines of a plan that are too many to be all made at once: what is asked of all of them it answers itself."""
+
+    def only(self, reason: Reason) -> Decisions:
+        """Those with this reason."""
+        raise NotImplementedError
+
+    def reasons(self) -> Counter[Reason]:
+        """How many there are of each reason."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """The brakes and margins that a plan was made with.
@@ -247,10 +260,12 @@ class Plan:
     entity_rows: int
     limits: Limits = field(default_factory=Limits)
     unsafe: tuple[str, ...] = ()
-    decisions: tuple[Decision, ...] = ()
+    decisions: Sequence[Decision] = ()
 
     @property
-    def due(self) -> tuple[Decision, ...]:
+    def due(self) -> Sequence[Decision]:
+        if isinstance(self.decisions, Decisions):
+            return self.decisions.only(Reason.DUE)
         return tuple(line for line in self.decisions if line.reason is Reason.DUE)
 
     @property
@@ -260,13 +275,18 @@ class Plan:
 
     @property
     def totals(self) -> Totals:
-        due = self.due
-        objects = [line.expected_objects for line in due]
-        sizes = [line.expected_bytes for line in due]
-        counts = Counter(line.reason for line in self.decisions)
+        objects: list[int | None]
+        sizes: list[int | None]
+        if isinstance(self.decisions, Decisions):
+            counts = self.decisions.reasons()
+            objects = sizes = [None] if counts[Reason.DUE] else []  # none of them was measured
+        else:
+            objects = [line.expected_objects for line in self.due]
+            sizes = [line.expected_bytes for line in self.due]
+            counts = Counter(line.reason for line in self.decisions)
         return Totals(
             locations=len(self.decisions),
-            due=len(due),
+            due=counts[Reason.DUE],
             due_objects=sum(n for n in objects if n is not None) if None not in objects else None,
             due_bytes=sum(n for n in sizes if n is not None) if None not in sizes else None,
             by_reason=tuple((reason, counts[reason]) for reason in Reason if counts[reason]),

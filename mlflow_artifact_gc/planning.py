@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -12,7 +13,8 @@ from typing import Final
 from mlflow_artifact_gc.errors import ReferencesIncomplete, UnreadableUri
 from mlflow_artifact_gc.locations import Destination, Location, proxied_path
 from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Plan, Reason, Reference, Tombstone
-from mlflow_artifact_gc.policy import Circumstances, Place, Scope, decide, place_of, root_of
+from mlflow_artifact_gc.packed import Lines, Places, Stones
+from mlflow_artifact_gc.policy import Circumstances, Place, Scope, decide
 from mlflow_artifact_gc.protection import Candidate, Protection, cores
 
 _ID_HEAD: Final = re.compile(r"(?:[a-z]{1,3}-)?")
@@ -49,18 +51,19 @@ class Candidates:
         ReferencesIncomplete: as ``require_destination`` does.
     """
 
-    def __init__(self, tombstones: Sequence[Tombstone], destination: Destination) -> None:
-        require_destination(tombstones, destination)
-        self.places = [place_of(tombstone, destination) for tombstone in tombstones]
-        self._positions = [index for index, place in enumerate(self.places) if place.location]
-        self._protection = Protection(
-            [
-                Candidate(tombstones[index].entity.id, location, tombstones[index].entity.experiment_id)
-                for index in self._positions
-                if (location := self.places[index].location) is not None
-            ],
-            destination,
-        )
+    def __init__(self, tombstones: Iterable[Tombstone], destination: Destination) -> None:
+        self.stones = tombstones if isinstance(tombstones, Stones) else Stones(tombstones)
+        require_destination(self.stones, destination)
+        self.places = Places(self.stones, destination)
+        self._positions = array("I")
+        self._protection = Protection(self._candidates(), destination)
+
+    def _candidates(self) -> Iterator[Candidate]:
+        for position, id_ in enumerate(self.stones.ids):
+            location = self.places.location(position)
+            if location is not None:
+                self._positions.append(position)
+                yield Candidate(id_, location, self.stones.group(position).experiment_id)
 
     def protected_by(self, reference: Reference) -> list[int]:
         """The positions among the tombstones. Raises as ``Protection.protected_by`` does."""
@@ -68,7 +71,7 @@ class Candidates:
 
     def matters(self, reference: Reference) -> bool:
         """Whether it protects any of them; of a million versions most do not. Raises as ``protected_by`` does."""
-        return bool(self._protection.protected_by(reference))
+        return self._protection.protects(reference)
 
     def shields(self, references: Iterable[Reference]) -> dict[int, tuple[str, str]]:
         """For each protected position: the first live holder, and the first deleted one."""
@@ -86,18 +89,8 @@ class Candidates:
 
 def ids_in_places(tombstones: Iterable[Tombstone]) -> set[str]:
     """Ids of other entities that the URIs may hold: whoever owns one of them, its artifacts lie around."""
-    segments = {
-        segment
-        for tombstone in tombstones
-        for segment in tombstone.uri.split("/")
-        if segment and segment != tombstone.entity.id
-    }
-    return _ids_in(segments)
-
-
-def _other_ids(tombstone: Tombstone) -> set[str]:
-    own = tombstone.entity.id
-    return _ids_in(segment for segment in tombstone.uri.split("/") if segment and segment != own) - {own}
+    stones = tombstones if isinstance(tombstones, Stones) else Stones(tombstones)
+    return _ids_in({segment for group in stones.groups for segment in group.segments})
 
 
 def _ids_in(segments: Iterable[str]) -> set[str]:
@@ -129,7 +122,7 @@ def _is_proxied(uri: str) -> bool:
 
 def decisions(
     facts: Facts, scope: Scope, *, cutoff_ms: int, include_undated: bool, again: bool, partial: bool = False
-) -> tuple[Decision, ...]:
+) -> Lines:
     """One decision for each tombstone in ``scope``.
 
     Args:
@@ -139,56 +132,92 @@ def decisions(
         partial: where only parts of a location are needed, the rest of it is due, if it would be without that need.
     """
     candidates = facts.candidates or Candidates(facts.tombstones, facts.destination)
+    stones, places = candidates.stones, candidates.places
     shields = candidates.shields(facts.references)
-    made: list[Decision] = []
+    around = _Around(stones, facts.owners)
+    done = bool(facts.undone_ms or facts.waiting_ms or (facts.swept_ms and not again))
+    made = Lines(stones, places)
     beside: dict[int, tuple[Tombstone, Place, Circumstances]] = {}
-    for index, (tombstone, place) in enumerate(zip(facts.tombstones, candidates.places, strict=True)):
-        if not scope.covers(tombstone.entity):
+    twins = _Twins()
+    ordinary: dict[tuple[int, bool | None], tuple[Reason, str]] = {}
+    for index, number in enumerate(stones.group_of):
+        named = False
+        if scope != Scope():
+            entity = stones.group(index).entity(stones.ids[index])
+            if not scope.covers(entity):
+                continue
+            named = scope.names(entity)
+        deleted_ms = stones.deleted_ms(index)
+        key = number, None if deleted_ms is None else deleted_ms > cutoff_ms
+        plain = not (named or done or index in shields or number in around.groups) and places.are_plain(number)
+        if plain and key in ordinary:
+            # With nothing but a group and a date, what is decided for one is decided for all.
+            reason, evidence = ordinary[key]
+        else:
+            tombstone, place = stones[index], places.place(index)
+            protected_by, nested_with = shields.get(index, ("", ""))
+            found = Circumstances(
+                protected_by=protected_by,
+                nested_with=nested_with or around.owner(index),
+                swept_before=not again and _done_before(tombstone, place, facts.swept_ms),
+                waits=_done_before(tombstone, place, facts.waiting_ms),
+                undone=not named and _undone(tombstone, place, facts.undone_ms),
+                take_undated=include_undated or named,
+            )
+            reason, evidence = decide(tombstone, place, found, cutoff_ms)
+            if plain:
+                ordinary[key] = reason, evidence
+        if stones.groups[number].kind is EntityKind.TRACE and twins.seen(stones[index], places.location(index)):
             continue
-        protected_by, nested_with = shields.get(index, ("", ""))
-        found = Circumstances(
-            protected_by=protected_by,
-            nested_with=nested_with or _owner_around(tombstone, facts.owners),
-            swept_before=not again and _done_before(tombstone, place, facts.swept_ms),
-            waits=_done_before(tombstone, place, facts.waiting_ms),
-            undone=not scope.names(tombstone.entity) and _undone(tombstone, place, facts.undone_ms),
-            take_undated=include_undated or scope.names(tombstone.entity),
-        )
-        reason, evidence = decide(tombstone, place, found, cutoff_ms)
         if partial and reason is Reason.PROTECTED:
             beside[len(made)] = (tombstone, place, found)
-        made.append(_decision(tombstone, place, reason, evidence, facts.destination))
+        made.add(index, reason, evidence)
     needed = partly_needed(made, facts) if beside else {}
-    for index, (tombstone, place, found) in beside.items():
+    for line, (tombstone, place, found) in beside.items():
         parts = needed.get(place.location) if place.location else None
         if parts and decide(tombstone, place, replace(found, protected_by=""), cutoff_ms)[0] is Reason.DUE:
-            made[index] = replace(made[index], reason=Reason.DUE, needed=parts)
-    return _without_twins(made)
+            made.spare(line, parts)
+    return made
 
 
-def _without_twins(lines: Sequence[Decision]) -> tuple[Decision, ...]:
-    """One line a location: a trace's two URIs may name one place (its data, and their archive in the same folder)."""
-    kept: list[Decision] = []
-    seen: set[tuple[Entity, Location | str]] = set()
-    for line in lines:
-        if line.entity.kind is EntityKind.TRACE:
-            key = (line.entity, line.location or line.uri)
-            if key in seen:
-                continue
-            seen.add(key)
-        kept.append(line)
-    return tuple(kept)
+class _Twins:
+    """A line a location: a trace's two URIs may name one place (its data, and their archive in the same folder)."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[Entity, Location | str]] = set()
+
+    def seen(self, trace: Tombstone, location: Location | None) -> bool:
+        key = trace.entity, location or trace.uri
+        before = key in self._seen
+        self._seen.add(key)
+        return before
+
+
+class _Around:
+    """Whose ids the URIs of tombstones hold, beside their own."""
+
+    def __init__(self, stones: Stones, owners: Mapping[str, str]) -> None:
+        self._stones, self._owners = stones, owners
+        self.groups: dict[int, list[str]] = {}
+        """Of those groups in which any is: the ids of owners."""
+        for number, group in enumerate(stones.groups if owners else ()):
+            if ids := sorted(_ids_in(group.segments) & owners.keys()):
+                self.groups[number] = ids
+
+    def owner(self, position: int) -> str:
+        """The first of them; empty if there is none."""
+        ids, own = self.groups.get(self._stones.group_of[position], ()), self._stones.ids[position]
+        return next((self._owners[id_] for id_ in ids if id_ != own), "")
 
 
 def partly_needed(lines: Iterable[Decision], facts: Facts) -> dict[Location, tuple[Location, ...]]:
     """Of the locations that are protected those of which only parts are needed, as all that needs them says."""
-    stones = {(stone.entity, stone.uri): stone for stone in facts.tombstones}
     protected = [
         (line.location, line.entity)
         for line in lines
         if line.reason is Reason.PROTECTED and line.location
         # Somebody else's place around it, or in it: whose is what cannot be said.
-        if not _owner_around(stones[line.entity, line.uri], facts.owners)
+        if not _owner_around(line, facts.owners)
     ]
     candidates = [Candidate(entity.id, location, entity.experiment_id) for location, entity in protected]
     protection = Protection(candidates, facts.destination)
@@ -206,8 +235,10 @@ def partly_needed(lines: Iterable[Decision], facts: Facts) -> dict[Location, tup
     }
 
 
-def _owner_around(tombstone: Tombstone, owners: Mapping[str, str]) -> str:
-    return next((owners[id_] for id_ in sorted(_other_ids(tombstone)) if id_ in owners), "") if owners else ""
+def _owner_around(line: Decision, owners: Mapping[str, str]) -> bool:
+    own = line.entity.id
+    ids = _ids_in(segment for segment in line.uri.split("/") if segment and segment != own) - {own}
+    return not owners.keys().isdisjoint(ids)
 
 
 def _undone(tombstone: Tombstone, place: Place, undone_ms: Mapping[Location, int | None]) -> bool:
@@ -223,19 +254,6 @@ def _done_before(tombstone: Tombstone, place: Place, done_ms: Mapping[Location, 
     before = done_ms[place.location]
     return tombstone.deleted_ms == before or (
         tombstone.deleted_ms is not None and before is not None and tombstone.deleted_ms <= before
-    )
-
-
-def _decision(tombstone: Tombstone, place: Place, reason: Reason, evidence: str, destination: Destination) -> Decision:
-    location = place.location
-    return Decision(
-        entity=tombstone.entity,
-        uri=tombstone.uri,
-        location=location,
-        deleted_ms=tombstone.deleted_ms,
-        reason=reason,
-        evidence=evidence,
-        root=root_of(location, tombstone, destination) if location else None,
     )
 
 

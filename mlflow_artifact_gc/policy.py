@@ -134,6 +134,15 @@ def root_of(location: Location, tombstone: Tombstone, destination: Destination) 
     return home_of(location, tombstone.entity.kind)
 
 
+def root_of_all(head: Location, location: Location, tombstone: Tombstone, destination: Destination) -> Location | None:
+    """``root_of``, for every location ``<head>/<id>/artifacts/`` of such rows; None where they may differ in it."""
+    entity = tombstone.entity
+    known = _roots_of(tombstone.experiment_uri, entity.experiment_id, entity.workspace, destination)
+    root = root_of(location, tombstone, destination)
+    inside = any(head.contains(one) and one != head for one in known)
+    return root if root.contains(head) and not inside else None
+
+
 def home_of(location: Location, kind: EntityKind) -> Location:
     """The experiment's location that an entity's own tells."""
     return location.parent(len(_SHAPES[kind]))

@@ -47,6 +47,11 @@ class Candidate:
     experiment_id: str = ""
 
 
+def has_core(id_: str) -> bool:
+    """Whether an entity's id is as MLflow makes them: such digits, and nothing but a short prefix before them."""
+    return _ID_WITH_CORE.fullmatch(id_) is not None
+
+
 def cores(text: str) -> set[str]:
     """Every 32 hexadecimal digits in a row that ``text`` holds, lower case, overlapping ones included.
 
@@ -105,7 +110,7 @@ class Protection:
 
     def _add(self, index: int, candidate: Candidate) -> None:
         id_, location = candidate.id, candidate.location
-        with_core = _ID_WITH_CORE.fullmatch(id_) is not None
+        with_core = has_core(id_)
         head = location.prefix.removesuffix(f"{id_}{_TAIL}")
         if with_core and len(head) < len(location.prefix) and (not head or head.endswith("/")):
             self._head_of.append(self._heads.setdefault((location.bucket, head), len(self._heads)))

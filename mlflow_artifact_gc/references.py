@@ -24,6 +24,7 @@ from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
 from mlflow_artifact_gc.keeping import KEEP, Hold, HoldKind, kept_by_tag
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Reference, Strength, Tombstone
+from mlflow_artifact_gc.packed import Row, Stones
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.protection import readings, texts_in
 
@@ -158,18 +159,23 @@ class Tracking:
         Args:
             only: these entities alone; those among them that are not deleted are left out.
         """
+        return list(self.stones(only))
+
+    def stones(self, only: Iterable[Entity] | None = None) -> Stones:
+        """The same in little memory: there may be a million."""
         wanted = None if only is None else _ids_by_kind(only)
-        by_kind: dict[EntityKind, list[Tombstone]] = {}
-        for kind, query in self._tombstone_queries():
-            found = by_kind[kind] = []
-            for rows in _restricted(self._connection, query, kind, wanted):
-                found += (_tombstone(kind, row) for row in rows)
+        found = Stones()
+        for kind, query in sorted(self._tombstone_queries()):
+            start = len(found)
+            rows: Iterable[Row] = (
+                _row(row) for some in _restricted(self._connection, query, kind, wanted) for row in some
+            )
             # Only a trace comes twice: once where two of its tags name one place. Of a million runs no keys are made.
-            if kind is EntityKind.TRACE:
-                found[:] = sorted(set(found), key=lambda tombstone: (tombstone.entity.id, tombstone.uri))
-            else:
-                found.sort(key=lambda tombstone: tombstone.entity.id)
-        return [tombstone for kind in sorted(by_kind) for tombstone in by_kind[kind]]
+            for row in sorted(set(rows), key=lambda row: row[:2]) if kind is EntityKind.TRACE else rows:
+                found.add(kind, row)
+            if kind is not EntityKind.TRACE:
+                found.sort(start)
+        return found
 
     def tombstones_of(self, experiment_ids: Sequence[str]) -> list[Tombstone]:
         """The tombstones of these experiments: a scan of each table, as MLflow's own delete makes one."""
@@ -925,13 +931,19 @@ def _restricted(
 
 
 def _tombstone(kind: EntityKind, row: Any) -> Tombstone:
-    id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = row
+    id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = _row(row)
     return Tombstone(
-        entity=Entity(kind=kind, id=id_, experiment_id=_one(str(experiment_id)), workspace=_one(workspace)),
-        uri=uri or "",
-        deleted_ms=None if deleted_ms is None else int(deleted_ms),
-        experiment_uri=_one(experiment_uri or ""),
+        entity=Entity(kind=kind, id=id_, experiment_id=experiment_id, workspace=workspace),
+        uri=uri,
+        deleted_ms=deleted_ms,
+        experiment_uri=experiment_uri,
     )
+
+
+def _row(row: Any) -> Row:
+    id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = row
+    date = None if deleted_ms is None else int(deleted_ms)
+    return id_, uri or "", date, _one(str(experiment_id)), _one(workspace), _one(experiment_uri or "")
 
 
 def _numbers(ids: Iterable[str]) -> list[int]:

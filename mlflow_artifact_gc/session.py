@@ -17,6 +17,7 @@ from mlflow_artifact_gc.errors import (
 )
 from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Action, Decision, Entity, EntityKind, Tombstone
+from mlflow_artifact_gc.packed import Stones
 from mlflow_artifact_gc.quantities import show_instant
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def open_registry(engine: Engine, expected: str | None, uri: str | None) -> Engi
 class Reading:
     """What was decided, and what the databases hold beside it."""
 
-    decisions: tuple[Decision, ...]
+    decisions: Sequence[Decision]
     rows: dict[tuple[EntityKind, str], int]
     kept_models: references.KeptModels
     facts: planning.Facts
@@ -277,7 +278,7 @@ def read(
         if all_known and (problems := tracking.known(scope)):
             raise UsageError("; ".join(problems))
         census = tracking.census()
-        tombstones = tracking.tombstones() if census.deleted else []
+        tombstones = tracking.stones() if census.deleted else Stones()
         kept_models = tracking.models_of_deleted_runs(most=MOST_KEPT) if census.deleted else references.KeptModels()
         done = journal.done(connection)
     candidates = planning.Candidates(tombstones, session.destination)
@@ -301,7 +302,7 @@ def read(
     return Reading(decisions=made, rows=census.rows, kept_models=kept_models, facts=facts)
 
 
-def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Location, ...]:
+def places_beside(session: Session, lines: Iterable[Decision]) -> tuple[Location, ...]:
     """Locations of other rows of the same experiments: an object in one of them proves a root."""
     with session.tracked.reading() as tracking:
         samples = tracking.samples(sorted({line.entity.experiment_id for line in lines}))
@@ -309,7 +310,7 @@ def places_beside(session: Session, lines: tuple[Decision, ...]) -> tuple[Locati
     return tuple(place for place in places if place)
 
 
-def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> tuple[Decision, ...]:
+def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> Sequence[Decision]:
     """Decide on those of ``entities`` that are deleted now: their rows first, what refers to them after.
 
     Raises:

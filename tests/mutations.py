@@ -62,6 +62,14 @@ BREAKS = (
         tests="tests/unit/test_policy.py",
     ),
     Break(
+        name="protected-of-many",
+        what="what was decided for a row without references is taken for one of its experiment that has some",
+        file="planning.py",
+        old="index in shields or number",
+        new="number",
+        tests="tests/unit/test_packed.py -k one_of_many",
+    ),
+    Break(
         name="before-each-batch",
         what="nothing is asked before each batch of deletes",
         file="acting.py",
@@ -185,7 +193,7 @@ BREAKS = (
         name="nested",
         what="the owner of a foreign id in a path is not looked up",
         file="planning.py",
-        old="nested_with=nested_with or _owner_around(tombstone, facts.owners)",
+        old="nested_with=nested_with or around.owner(index)",
         new="nested_with=nested_with",
         tests="tests/unit/test_planning.py",
     ),

@@ -20,7 +20,18 @@ PACKAGE = "mlflow_artifact_gc"
 
 LAYERS = (
     {"__init__", "errors", "expiry_tag", "locations", "model", "prices", "quantities"},
-    {"layouts", "lifecycle", "policy", "protection", "keeping", "planning", "leftovers", "plan_files", "applying"},
+    {
+        "layouts",
+        "lifecycle",
+        "policy",
+        "protection",
+        "keeping",
+        "planning",
+        "leftovers",
+        "packed",
+        "plan_files",
+        "applying",
+    },
     {
         "config",
         "tables",

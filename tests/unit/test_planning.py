@@ -89,7 +89,7 @@ def decided(
         destination=destination,
         swept_ms=swept_ms or {},
     )
-    return decisions(facts, scope or Scope(), cutoff_ms=CUTOFF_MS, include_undated=include_undated, again=again)
+    return tuple(decisions(facts, scope or Scope(), cutoff_ms=CUTOFF_MS, include_undated=include_undated, again=again))
 
 
 def reasons(lines: Iterable[Decision]) -> dict[str, Reason]:

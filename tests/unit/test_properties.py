@@ -103,7 +103,8 @@ class World:
             destination=PROXY,
             swept_ms={},
         )
-        return decisions(facts, scope or Scope(), cutoff_ms=cutoff_ms, include_undated=include_undated, again=False)
+        made = decisions(facts, scope or Scope(), cutoff_ms=cutoff_ms, include_undated=include_undated, again=False)
+        return tuple(made)
 
     def swept(self, lines: Sequence[Decision]) -> list[Owner]:
         """The owners whose location the plan would sweep."""
