@@ -25,6 +25,7 @@ from mlflow_artifact_gc import (
     schema,
     session,
 )
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.errors import ArtifactGcError, NotOnS3, ReferencesIncomplete, UnreadableUri, UsageError
 from mlflow_artifact_gc.hides import CLOCKS_MS
 from mlflow_artifact_gc.layouts import outermost
@@ -192,7 +193,7 @@ def _registry(engine: Engine, own: str, expected: str | None, uri: str | None) -
         other = session.registry_engine(uri)
         with database.reading(other) as connection:
             found = database.fingerprint(connection)
-            references.Registry(connection)
+            model_registry.Registry(connection)
         if expected is not None and found != expected:
             raise ReferencesIncomplete(
                 "This is not the model registry that the site is known to use: give the one that the server uses with "
@@ -208,7 +209,7 @@ def _registry(engine: Engine, own: str, expected: str | None, uri: str | None) -
     if expected == own:
         return engine, ""
     with suppress(ReferencesIncomplete), database.reading(engine) as connection:
-        if not references.Registry(connection).empty:
+        if not model_registry.Registry(connection).empty:
             return engine, ""
     return None, f"{unknown} --registry-store-uri (this database holds no model version; its own URI if it is the one)."
 

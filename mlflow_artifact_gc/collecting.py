@@ -31,6 +31,7 @@ from mlflow_artifact_gc import (
     surveying,
     sweeping,
 )
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.config import Settings, never_below, never_harsher
 from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete, RootRefused, StorageError
 from mlflow_artifact_gc.locations import Location, proxied_path
@@ -312,7 +313,7 @@ class CommandCollection:
         registry = self._session.registry
         with database.reading(self._session.engine) as connection:
             held = holds.count(connection)
-        state = (held, *(references.registry_state(registry) if registry is not None else ()))
+        state = (held, *(model_registry.state(registry) if registry is not None else ()))
         if state != self._registered or time.monotonic() - self._read_s > _FRESH_S:
             self._read_s, self._registered = time.monotonic(), state
             self._needed = self._needed_now()

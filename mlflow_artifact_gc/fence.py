@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mlflow_artifact_gc import database, holds, inbox, journal, leftovers, planning, references
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
 from mlflow_artifact_gc.keeping import HoldKind
@@ -135,7 +136,7 @@ class Fence:
         if claim.mine:
             self._outwait_registrations()
         if self._elsewhere is not None:
-            self._registered = references.registry_state(self._elsewhere)
+            self._registered = model_registry.state(self._elsewhere)
         still, changed = self._split(free, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
         return Admission(
@@ -163,7 +164,9 @@ class Fence:
             time.sleep(_TICK_S)
 
     def _registering(self) -> set[Hashable]:
-        return database.unfinished_writes(self._elsewhere or self._engine, "model_versions", names=references.VERSION)
+        return database.unfinished_writes(
+            self._elsewhere or self._engine, "model_versions", names=model_registry.VERSION
+        )
 
     def _claim(self, lines: Sequence[Decision]) -> tuple[journal.Claim, list[Tombstone], _Noted]:
         def statements(connection: Connection) -> tuple[journal.Claim, list[Tombstone], _Noted]:
@@ -235,7 +238,7 @@ class Fence:
         chosen = [stone for stone in tombstones if (stone.entity.kind, stone.entity.id, stone.uri) in wanted]
         candidates = planning.Candidates(chosen, self._destination)
         # Tombstones first, references after: what was referred to in between is seen.
-        found = references.read(self._tracked, self._registry, candidates.matters)
+        found = references.read(self._tracked, self._registry, candidates)
         orphans = {line.entity.id for line in lines if line.orphan is not None}
         with self._tracked.reading() as tracking:
             owners = tracking.owners(planning.ids_in_places(chosen) | orphans)
@@ -304,9 +307,7 @@ class Fence:
         self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], *, held_anew: bool
     ) -> Sequence[SweepResult]:
         """What somebody has put a hold or a keep tag on since, or a registry in another database needs since."""
-        if not held_anew and (
-            self._elsewhere is None or references.registry_state(self._elsewhere) == self._registered
-        ):
+        if not held_anew and (self._elsewhere is None or model_registry.state(self._elsewhere) == self._registered):
             return ()
         return self._unreferenced(lines, tombstones).rejected
 

@@ -20,7 +20,7 @@ WORKSPACES_FOLDER: Final = "workspaces"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PROXY_ROUTE: Final = "/api/2.0/mlflow-artifacts/artifacts/"
-_PLAIN = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/([A-Za-z0-9/._=-]*)")
+PLAIN_S3 = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/([A-Za-z0-9/._=-]*)")
 """Nearly every URI of a database: nothing in it that ``urlparse`` would take apart in another way, at a tenth of the
 time."""
 _S3_SCHEMES = frozenset({"s3", "s3a", "s3n"})
@@ -55,7 +55,7 @@ class Location:
             NotOnS3: the URI names a place outside S3.
             UnreadableUri: it is meant for S3 (or the proxy) and names no bucket and key.
         """
-        if plain := _PLAIN.fullmatch(uri):
+        if plain := PLAIN_S3.fullmatch(uri):
             return cls.checked(uri, plain[1], plain[2])
         proxied = proxied_path(uri)
         if proxied is not None:
@@ -197,7 +197,7 @@ def proxied_path(uri: str) -> str | None:
     Raises:
         UnreadableUri: not a URI.
     """
-    if _PLAIN.fullmatch(uri):
+    if PLAIN_S3.fullmatch(uri):
         return None
     parsed = _split(uri)
     if parsed.scheme == "mlflow-artifacts":

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from mlflow_artifact_gc import database
+from mlflow_artifact_gc.columns import Columns
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.locations import Destination
 from mlflow_artifact_gc.model import Decision, Entity, EntityKind, Tombstone
 from mlflow_artifact_gc.policy import place_of
-from mlflow_artifact_gc.references import DELETED, Columns, TrackingDatabase
+from mlflow_artifact_gc.references import DELETED, TrackingDatabase
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

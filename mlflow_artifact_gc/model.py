@@ -212,6 +212,10 @@ class Decisions(Sequence[Decision]):
         """Those with this reason."""
         raise NotImplementedError
 
+    def first(self, count: int) -> Sequence[Decision]:
+        """So many by their ids."""
+        raise NotImplementedError
+
     def reasons(self) -> Counter[Reason]:
         """How many there are of each reason."""
         raise NotImplementedError
@@ -264,9 +268,13 @@ class Plan:
 
     @property
     def due(self) -> Sequence[Decision]:
+        return self.with_reason(Reason.DUE)
+
+    def with_reason(self, reason: Reason) -> Sequence[Decision]:
+        """Its lines that have this reason."""
         if isinstance(self.decisions, Decisions):
-            return self.decisions.only(Reason.DUE)
-        return tuple(line for line in self.decisions if line.reason is Reason.DUE)
+            return self.decisions.only(reason)
+        return tuple(line for line in self.decisions if line.reason is reason)
 
     @property
     def of_orphans(self) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import nsmallest
 from typing import Final, NamedTuple, overload
 
 from mlflow_artifact_gc.locations import Destination, Location
@@ -104,6 +105,9 @@ class Stones(Sequence[Tombstone]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __iter__(self) -> Iterator[Tombstone]:
+        return map(self.__getitem__, range(len(self)))
 
     @overload
     def __getitem__(self, position: int) -> Tombstone: ...
@@ -205,12 +209,35 @@ class Lines(Decisions):
         found._evidence, found._needed = self._evidence, self._needed
         return found
 
+    def first(self, count: int) -> list[Decision]:
+        """So many by their ids."""
+        ids, positions = self._stones.ids, self._positions
+        return [self[index] for index in nsmallest(count, range(len(self)), key=lambda index: ids[positions[index]])]
+
+    def alike(self) -> Iterator[tuple[Decision, int]]:
+        """One of each group, and how many there are that have its kind, its experiment and the same around its id."""
+        first: dict[int, int] = {}
+        counts: Counter[int] = Counter()
+        for index, position in enumerate(self._positions):
+            number = self._stones.group_of[position]
+            first.setdefault(number, index)
+            counts[number] += 1
+        return ((self[index], counts[number]) for number, index in first.items())
+
+    def spared(self) -> Iterator[Decision]:
+        """Those of which parts are needed."""
+        some = enumerate(self._positions) if self._needed else ()
+        return (self[index] for index, position in some if position in self._needed)
+
     def reasons(self) -> Counter[Reason]:
         """How many there are of each reason."""
         return Counter({_REASONS[code]: count for code, count in Counter(self._codes).items()})
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return map(self.__getitem__, range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Decision: ...

@@ -69,6 +69,10 @@ class Candidates:
         """The positions among the tombstones. Raises as ``Protection.protected_by`` does."""
         return [self._positions[hit] for hit in self._protection.protected_by(reference)]
 
+    def is_beside(self, text: str) -> bool:
+        """Whether a text surely protects none of them."""
+        return self._protection.is_beside(text)
+
     def matters(self, reference: Reference) -> bool:
         """Whether it protects any of them; of a million versions most do not. Raises as ``protected_by`` does."""
         return self._protection.protects(reference)
@@ -101,12 +105,13 @@ def _ids_in(segments: Iterable[str]) -> set[str]:
     return found
 
 
-def require_destination(tombstones: Iterable[Tombstone], destination: Destination) -> None:
+def require_destination(stones: Stones, destination: Destination) -> None:
     """Raises ReferencesIncomplete where something is proxied and nobody said where the proxy keeps its objects."""
     if destination.known:
         return
-    proxied = sum(1 for tombstone in tombstones if _is_proxied(tombstone.uri))
-    if proxied:
+    groups = {number for number, group in enumerate(stones.groups) if _is_proxied(group.before)}
+    if groups:
+        proxied = sum(number in groups for number in stones.group_of)
         raise ReferencesIncomplete(
             f"{proxied:,} deleted entities have proxied artifacts (mlflow-artifacts:), and where the proxy keeps its "
             "objects is not known: give --artifacts-destination as the server has it"
@@ -324,10 +329,10 @@ def dense_parents(lines: Iterable[Decision], rows: Mapping[tuple[EntityKind, str
     """
     due: defaultdict[Location, int] = defaultdict(int)
     total: defaultdict[Location, dict[tuple[EntityKind, str], int]] = defaultdict(dict)
-    for line in lines:
+    for line, count in lines.alike() if isinstance(lines, Lines) else ((line, 1) for line in lines):
         if line.location:
             parent = line.location.parent(2)
-            due[parent] += 1
+            due[parent] += count
             whose = (line.entity.kind, line.entity.experiment_id)
             total[parent][whose] = rows.get(whose, 0)
     return frozenset(
@@ -368,7 +373,8 @@ def listed_in_parts(tasks: Iterable[ListingTask]) -> frozenset[Location]:
 
 def needed_parts(lines: Iterable[Decision]) -> dict[Location, tuple[Location, ...]]:
     """What stays of the locations of ``lines`` of which only the rest goes."""
-    return {line.location: line.needed for line in lines if line.location and line.needed}
+    some = lines.spared() if isinstance(lines, Lines) else lines
+    return {line.location: line.needed for line in some if line.location and line.needed}
 
 
 def _alone(location: Location, needed: tuple[Location, ...] = ()) -> ListingTask:

@@ -8,11 +8,10 @@ with a line per experiment.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from sys import intern
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -20,46 +19,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from mlflow_artifact_gc import database, holds
+from mlflow_artifact_gc.columns import ROWS_AT_ONCE, Columns, in_chunks, one_text
 from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
 from mlflow_artifact_gc.keeping import KEEP, Hold, HoldKind, kept_by_tag
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
 from mlflow_artifact_gc.model import Entity, EntityKind, Reference, Strength, Tombstone
 from mlflow_artifact_gc.packed import Row, Stones
 from mlflow_artifact_gc.policy import Scope
-from mlflow_artifact_gc.protection import readings, texts_in
+from mlflow_artifact_gc.protection import Sieve, texts_in
+from mlflow_artifact_gc.registry import Registered, Registry
 
 ID_MARK: Final = "\x1f"
 """Stands for a row's own id in a text; no URI holds such a character."""
 DELETED: Final = "deleted"
-_IN_LIMIT: Final = 500
-_FEW_SCANS: Final = 4
-_ROWS_AT_ONCE: Final = 5_000
-"""Of a large table so many rows are fetched at a time: a driver's own default is all of them."""
-_NEEDED: Final = {
-    "logged_models": (
-        "model_id",
-        "experiment_id",
-        "artifact_location",
-        "lifecycle_stage",
-        "source_run_id",
-        "last_updated_timestamp_ms",
-    ),
-    "trace_info": ("request_id", "experiment_id"),
-    "trace_tags": ("request_id", "key", "value"),
-    "datasets": ("dataset_uuid", "name", "dataset_source"),
-    "inputs": ("source_type", "source_id", "destination_type", "destination_id"),
-    "tags": ("run_uuid", "key", "value"),
-    "experiment_tags": ("experiment_id", "key", "value"),
-    "logged_model_tags": ("model_id", "tag_key", "tag_value"),
-    "trace_request_metadata": ("request_id", "key", "value"),
-    "entity_associations": ("source_type", "source_id", "destination_type", "destination_id"),
-    "model_versions": ("name", "version", "source", "current_stage"),
-    "registered_models": ("name",),
-    "registered_model_aliases": ("name", "version", "alias"),
-    "registered_model_tags": ("name", "key", "value"),
-    "model_version_tags": ("name", "version", "key", "value"),
-}
-"""What every MLflow that has the table has in it."""
+_FEW_IDS: Final = 2_000
+"""So many are looked for one by one in a column without an index; for more, all of it is read."""
 _DIGITS: Final = 10
 """From so many digits on, a number is no experiment's id: MLflow's are 32 bits wide."""
 _TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
@@ -70,41 +44,6 @@ _ARTIFACT_TAGS: Final = ("mlflow.log-model.history", "mlflow.loggedArtifacts", "
 """MLflow's tags on runs that tell of artifacts which it has written."""
 _MADE_IN: Final = "mlflow.sourceRun"
 """MLflow's metadata of a trace that was made in a run (mlflow/tracing/constant.py)."""
-VERSION: Final = ("workspace", "name", "version", "current_stage", "source", "storage_location")
-"""What of a model version tells where it points."""
-_DELETED_VERSION: Final = "Deleted_Internal"
-"""The stage of a deleted model version; its storage_location stays in place (mlflow's model_registry store)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What this version of MLflow has, probed once."""
-
-    tables: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @classmethod
-    def probe(cls, connection: Connection, *names: str) -> Columns:
-        found = database.columns(connection, *names)
-        lacking = [
-            f"{name}.{column}"
-            for name in names
-            for column in _NEEDED.get(name, ())
-            if found[name] and column not in found[name]
-        ]
-        if lacking:
-            raise ReferencesIncomplete(
-                f"MLflow's tables in {database.display(connection.engine.url)} lack {', '.join(lacking)}, so what "
-                "needs which artifacts is not known and nothing was touched: run 'mlflow db upgrade' with its URI"
-            )
-        return cls(found)
-
-    def has(self, table: str, *columns: str) -> bool:
-        return set(columns) <= self.tables[table] if columns else bool(self.tables[table])
-
-    def table(self, name: str) -> sa.TableClause:
-        return sa.table(name, *(sa.column(column) for column in sorted(self.tables[name])))
-
-
 _TRACKING: Final = (
     "experiments",
     "runs",
@@ -121,13 +60,6 @@ _TRACKING: Final = (
     "trace_request_metadata",
     "entity_associations",
     "artifact_gc_holds",
-)
-_REGISTRY: Final = (
-    "model_versions",
-    "registered_models",
-    "registered_model_aliases",
-    "registered_model_tags",
-    "model_version_tags",
 )
 
 
@@ -181,7 +113,7 @@ class Tracking:
         """The tombstones of these experiments: a scan of each table, as MLflow's own delete makes one."""
         found: list[Tombstone] = []
         for kind, query in self._tombstone_queries():
-            for ids in _chunks([int(id_) for id_ in experiment_ids]):
+            for ids in in_chunks([int(id_) for id_ in experiment_ids]):
                 rows = self._connection.execute(query.where(self._experiments.c.experiment_id.in_(ids)))
                 found += [_tombstone(kind, row) for row in rows]
         return list(dict.fromkeys(found))
@@ -258,7 +190,7 @@ class Tracking:
         runs = self._runs
         query = self._with_experiment(runs, runs.c.run_uuid, runs.c.artifact_uri, runs.c.deleted_time)
         found: list[Tombstone] = []
-        for ids in _chunks([int(id_) for id_ in experiment_ids]):
+        for ids in in_chunks([int(id_) for id_ in experiment_ids]):
             rows = self._connection.execute(query.where(runs.c.experiment_id.in_(ids)).limit(limit))
             found += [_tombstone(EntityKind.RUN, row) for row in rows]
         if len(found) < limit:
@@ -454,7 +386,7 @@ class Tracking:
                 case HoldKind.REGISTERED_MODEL:
                     pass
         for query, run_id in self._traces_of_runs():
-            for ids in _chunks(sorted(of_runs)):
+            for ids in in_chunks(sorted(of_runs)):
                 for trace_id, of_run in self._connection.execute(query.where(run_id.in_(ids))):
                     yield Reference(holder=of_runs[of_run], text=trace_id)
 
@@ -512,7 +444,7 @@ class Tracking:
         portions = [query]
         if experiment_ids is not None:
             ids = sorted(_numbers(set(experiment_ids)))
-            portions = [query.where(tags.c.experiment_id.in_(some)) for some in _chunks(ids)]
+            portions = [query.where(tags.c.experiment_id.in_(some)) for some in in_chunks(ids)]
         return [
             Reference(holder=holder, text="", experiment_id=str(id_))
             for portion in portions
@@ -598,10 +530,10 @@ class Tracking:
             wanted = set(run_ids)
             by_run = models.c.source_run_id
             # The column has no index: each query reads the whole table, so beyond a few one reads all of it.
-            few = len(wanted) <= _FEW_SCANS * _IN_LIMIT
-            portions = [query.where(by_run.in_(ids)) for ids in _chunks(sorted(wanted))]
+            few = len(wanted) <= _FEW_IDS
+            portions = [query.where(by_run.in_(ids)) for ids in in_chunks(sorted(wanted))]
             for portion in portions if few else [query.where(by_run.is_not(None))]:
-                for run_id, model_id in self._connection.execute(portion.execution_options(yield_per=_ROWS_AT_ONCE)):
+                for run_id, model_id in self._connection.execute(portion.execution_options(yield_per=ROWS_AT_ONCE)):
                     if few or run_id in wanted:
                         found[run_id].append(model_id)
         return dict(found)
@@ -611,7 +543,7 @@ class Tracking:
         wanted = sorted(set(run_ids))
         found = {id_ for models in self.models_of_runs(wanted).values() for id_ in models}
         for query, run_id in self._traces_of_runs():
-            for ids in _chunks(wanted):
+            for ids in in_chunks(wanted):
                 found.update(row[0] for row in self._connection.execute(query.where(run_id.in_(ids))))
         return found
 
@@ -623,7 +555,7 @@ class Tracking:
             if not self._columns.has(name):
                 continue
             table = self._columns.table(name)
-            for chunk in _chunks(wanted):
+            for chunk in in_chunks(wanted):
                 rows = self._connection.execute(sa.select(table.c[column]).where(table.c[column].in_(chunk)))
                 found.update({row[0]: f"{kind.value.replace('_', ' ')} {row[0]}" for row in rows})
         return found
@@ -722,7 +654,7 @@ class Tracking:
         tags = self._columns.table("tags")
         query = sa.select(tags.c.run_uuid).where(tags.c.key.in_(_ARTIFACT_TAGS)).distinct()
         found: set[str] = set()
-        for ids in _chunks(sorted(set(run_ids))):
+        for ids in in_chunks(sorted(set(run_ids))):
             found.update(self._connection.execute(query.where(tags.c.run_uuid.in_(ids))).scalars())
         return found
 
@@ -804,7 +736,9 @@ class Tracking:
         keys: Sequence[Any] = _numbers(ids) if name == "experiments" else ids
         query = sa.select(table.c[column], table.c.lifecycle_stage)
         rows = [
-            row for chunk in _chunks(keys) for row in self._connection.execute(query.where(table.c[column].in_(chunk)))
+            row
+            for chunk in in_chunks(keys)
+            for row in self._connection.execute(query.where(table.c[column].in_(chunk)))
         ]
         return {str(id_): stage for id_, stage in rows}
 
@@ -923,10 +857,10 @@ def _restricted(
     connection: Connection, query: sa.Select[Any], kind: EntityKind, wanted: Mapping[EntityKind, Sequence[str]] | None
 ) -> Iterator[sa.CursorResult[Any]]:
     if wanted is None:
-        yield connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
+        yield connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
         return
     id_ = query.selected_columns["id"]
-    for ids in _chunks(sorted(set(wanted.get(kind, ())))):
+    for ids in in_chunks(sorted(set(wanted.get(kind, ())))):
         yield connection.execute(query.where(id_.in_(ids)))
 
 
@@ -943,7 +877,7 @@ def _tombstone(kind: EntityKind, row: Any) -> Tombstone:
 def _row(row: Any) -> Row:
     id_, uri, deleted_ms, experiment_id, workspace, experiment_uri = row
     date = None if deleted_ms is None else int(deleted_ms)
-    return id_, uri or "", date, _one(str(experiment_id)), _one(workspace), _one(experiment_uri or "")
+    return id_, uri or "", date, one_text(str(experiment_id)), one_text(workspace), one_text(experiment_uri or "")
 
 
 def _numbers(ids: Iterable[str]) -> list[int]:
@@ -951,252 +885,52 @@ def _numbers(ids: Iterable[str]) -> list[int]:
     return [int(id_) for id_ in ids if id_.isdecimal() and len(id_) < _DIGITS]
 
 
-def _one(text: Any) -> Any:
-    """The same object for the same text, which a million rows share."""
-    return intern(text) if type(text) is str else text
-
-
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _IN_LIMIT):
-        yield values[start : start + _IN_LIMIT]
-
-
-@dataclass(frozen=True, slots=True)
-class _Version:
-    workspace: str
-    name: str
-    version: int
-    deleted: bool
-    texts: tuple[tuple[str, str], ...]
-    """(column, text) of ``source`` and ``storage_location``."""
-
-
-class Registry:
-    """The model registry's database, read over one connection: every workspace, every version that is not deleted."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._columns = Columns.probe(connection, *_REGISTRY)
-        if not self._columns.has("model_versions", "name", "version", "source", "current_stage"):
-            raise ReferencesIncomplete(
-                f"{database.display(connection.engine.url)} holds no model registry of MLflow's: give the URI that the "
-                "server uses with --registry-store-uri"
-            )
-
-    @property
-    def empty(self) -> bool:
-        """Whether it holds no model version, not even a deleted one."""
-        first = sa.select(self._columns.table("model_versions").c.version).limit(1)
-        return self._connection.execute(first).first() is None
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, list[_Version]]:
-        found: defaultdict[str, list[_Version]] = defaultdict(list)
-        for version in self._versions():
-            found[version.name].append(version)
-        return dict(found)
-
-    @cached_property
-    def _aliases(self) -> Mapping[tuple[str, str, int], list[str]]:
-        return self._read_aliases()
-
-    @cached_property
-    def _kept(self) -> list[tuple[str, _Version]]:
-        return list(self._read_keep_tags())
-
-    @cached_property
-    def _models(self) -> set[tuple[str, str]]:
-        return self._read_models()
-
-    def load(self) -> Registry:
-        """Read it now, in this transaction: what is asked of it later is answered without its connection."""
-        _ = (self._by_name, self._models, self._aliases, self._kept)
-        return self
-
-    def _versions(self) -> Iterator[_Version]:
-        table = self._columns.table("model_versions")
-        workspace = table.c.workspace if self._columns.has("model_versions", "workspace") else sa.literal("default")
-        places = [name for name in ("storage_location", "source") if self._columns.has("model_versions", name)]
-        query = sa.select(
-            workspace, table.c.name, table.c.version, table.c.current_stage, *(table.c[name] for name in places)
-        )
-        rows = self._connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
-        for of_workspace, name, version, stage, *texts in rows:
-            named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
-            yield _Version(_one(of_workspace), _one(name), version, stage == _DELETED_VERSION, named)
-
-    def _read_models(self) -> set[tuple[str, str]]:
-        """Workspace and name of each registered model."""
-        table = self._columns.table("registered_models")
-        has_workspace = self._columns.has("registered_models", "workspace")
-        workspace = table.c.workspace if has_workspace else sa.literal(DEFAULT_WORKSPACE)
-        return {
-            (of_workspace, name) for of_workspace, name in self._connection.execute(sa.select(workspace, table.c.name))
-        }
-
-    def _read_aliases(self) -> dict[tuple[str, str, int], list[str]]:
-        found: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
-        if self._columns.has("registered_model_aliases"):
-            table = self._columns.table("registered_model_aliases")
-            has_workspace = self._columns.has("registered_model_aliases", "workspace")
-            workspace = table.c.workspace if has_workspace else sa.literal("default")
-            query = sa.select(workspace, table.c.name, table.c.version, table.c.alias)
-            for of_workspace, name, version, alias in self._connection.execute(query):
-                found[of_workspace, name, int(version)].append(alias)
-        return found
-
-    def _read_keep_tags(self) -> Iterator[tuple[str, _Version]]:
-        """Who keeps a version, deleted or not: its own keep tag, or its model's."""
-        now_ms = database.clock_ms(self._connection)
-        for name, numbered in (("registered_model_tags", False), ("model_version_tags", True)):
-            if not self._columns.has(name):
-                continue
-            table = self._columns.table(name)
-            workspace = table.c.workspace if self._columns.has(name, "workspace") else sa.literal("default")
-            number = table.c.version if numbered else sa.null()
-            query = sa.select(workspace, table.c.name, number, table.c.value).where(table.c.key == KEEP)
-            for of_workspace, of_name, of_number, value in self._connection.execute(query):
-                of = f"registered model {of_name}" + ("" if of_number is None else f", version {of_number}")
-                holder = kept_by_tag(of, value, now_ms)
-                for version in self._by_name.get(of_name, ()) if holder else ():
-                    if version.workspace == of_workspace and of_number in (None, version.version):
-                        yield holder, version
-
-    def references(self) -> Iterator[Reference]:
-        """What each version that is not deleted points at, by each of its two columns, chains followed.
-
-        And what each version, deleted ones too, points at that a keep tag keeps.
-        """
-        for version in (version for versions in self._by_name.values() for version in versions):
-            if version.deleted:
-                continue
-            names = "".join(f" (@{alias})" for alias in sorted(self._aliases.get(_key(version), ())))
-            yield from self._pointed_at(version, f"registered model {version.name}, version {version.version}{names}")
-        for holder, version in self._kept:
-            yield from self._pointed_at(version, holder)
-
-    def held(self, hold: Hold) -> list[Reference]:
-        """What a hold on a registered model protects: what its versions point at, deleted ones too.
-
-        Raises:
-            ReferencesIncomplete: it has another name by now, or is gone: what it kept is not known.
-        """
-        if not any(name == hold.target and hold.workspace in (None, of) for of, name in self._models):
-            where = f" in workspace {hold.workspace}" if hold.workspace else ""
-            raise ReferencesIncomplete(
-                f"What {hold.holder} keeps is not known: there is no registered model {hold.target}{where} any more. "
-                f"If it was renamed, put a hold on its new name; then run 'mlflow-artifact-gc hold rm {hold.id}'"
-            )
-        versions = [
-            version for version in self._by_name.get(hold.target, ()) if hold.workspace in (None, version.workspace)
-        ]
-        return [one for version in versions for one in self._pointed_at(version, hold.holder)]
-
-    def _pointed_at(self, version: _Version, holder: str) -> Iterator[Reference]:
-        for column, text in version.texts:
-            yield Reference(holder=f"{holder}, {column}", text=text, workspace=version.workspace)
-            for further in self.follow(text):
-                yield Reference(holder=f"{holder}, {column} {text}", text=further, workspace=version.workspace)
-
-    def follow(self, text: str) -> set[str]:
-        """What a ``models:/name/version``, ``models:/name@alias`` or ``models:/name`` leads to, through any chain.
-
-        Wide: an alias, a stage or ``latest`` stands for every version of the name, and a deleted version in the middle
-        of a chain still leads on, because its storage_location stays in place.
-        """
-        found: set[str] = set()
-        # Perhaps encoded; anything else leads nowhere, and most do.
-        waiting = [text] if text.lstrip()[:1] in ("m", "M", "%") else []
-        while waiting:
-            for version in self._meant_by(waiting.pop()):
-                fresh = {further for _, further in version.texts} - found
-                found |= fresh
-                waiting += fresh
-        return found
-
-    def _meant_by(self, text: str) -> list[_Version]:
-        # MLflow decodes nothing here, other readers may: both names are meant.
-        named = {_model_name(reading) for reading in readings(text)} - {None}
-        return [
-            version
-            for name, number in filter(None, named)
-            for version in self._by_name.get(name, ())
-            if number is None or version.version == number
-        ]
-
-
-def _key(version: _Version) -> tuple[str, str, int]:
-    return version.workspace, version.name, int(version.version)
-
-
-def _model_name(text: str) -> tuple[str, int | None] | None:
-    """The registered model that a ``models:`` URI names, and its version if it names one by number."""
-    scheme, _, rest = text.strip().partition(":")
-    if scheme.lower() != "models":
-        return None
-    path = rest.partition("?")[0].lstrip("/")
-    name, _, suffix = path.partition("/")
-    if not suffix and "@" in name:
-        return name.rpartition("@")[0], None
-    number = suffix.partition("/")[0]
-    return name, int(number) if number.isdigit() else None
-
-
-def registered_models(connection: Connection, names: Sequence[str]) -> set[tuple[str, str]]:
-    """Workspace and name of those registered models that have one of these names, byte by byte."""
-    columns = Columns.probe(connection, "registered_models")
-    table = columns.table("registered_models")
-    workspace = table.c.workspace if columns.has("registered_models", "workspace") else sa.literal(DEFAULT_WORKSPACE)
-    found = {
-        (of_workspace, name)
-        for some in _chunks(names)
-        for of_workspace, name in connection.execute(sa.select(workspace, table.c.name).where(table.c.name.in_(some)))
-    }
-    return {one for one in found if one[1] in names}
-
-
-def gather(
-    tracking: Tracking, registry: Registry | None, matters: Callable[[Reference], bool] | None = None
-) -> list[Reference]:
+def gather(tracking: Tracking, registered: Registered | None, sieve: Sieve | None = None) -> list[Reference]:
     """Everything that protects: both databases' rows, what they lead to, and what people want kept.
 
     Args:
-        matters: leave out those of which this is not true, as they come: of a million not one is kept in memory.
+        tracking: the tracking database.
+        registered: what was read of the registry, with the same ``sieve``.
+        sieve: what does not matter to it is left out as it comes: of a million not one is kept in memory.
 
     Raises:
         ReferencesIncomplete: what a hold on a registered model keeps is not known.
     """
-    found: list[Reference] = []
-    of_runs: list[Reference] = []
-    for reference in _each(tracking, registry):
-        if matters is None or matters(reference):
-            found.append(reference)
-        if reference.text.strip()[:5].lower() == "runs:":
-            of_runs.append(reference)
-    behind = _models_behind_runs(tracking, of_runs)
-    return found + [reference for reference in behind if matters is None or matters(reference)]
+    found = registered or Registered()
+    everything = Registered()
+    for reference in _of_rows(tracking, found):
+        everything.sift(reference, sieve)
+    everything.references += found.references
+    everything.of_runs += found.of_runs
+    for reference in _of_people(tracking, registered):
+        everything.sift(reference, sieve)
+    for reference in _models_behind_runs(tracking, everything.of_runs):
+        everything.sift(reference, sieve)
+    return everything.references
 
 
-def _each(tracking: Tracking, registry: Registry | None) -> Iterator[Reference]:
-    for references in (tracking.references(), registry.references() if registry else ()):
-        for reference in references:
-            yield reference
-            if registry and reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
-                yield from (replace(reference, text=further) for further in registry.follow(reference.text))
+def _of_rows(tracking: Tracking, registered: Registered) -> Iterator[Reference]:
+    for reference in tracking.references():
+        yield reference
+        if reference.text[:7].lower() == "models:" and reference.holder.startswith("dataset"):
+            yield from (replace(reference, text=further) for further in registered.follow(reference.text))
+
+
+def _of_people(tracking: Tracking, registered: Registered | None) -> Iterator[Reference]:
     yield from tracking.kept_by_tags()
     yield from tracking.held()
     for hold in tracking.holds():
         if hold.kind is HoldKind.REGISTERED_MODEL:
-            yield from _require_registry(registry, hold).held(hold)
+            yield from _require_registry(registered, hold).held(hold)
 
 
-def _require_registry(registry: Registry | None, hold: Hold) -> Registry:
-    if registry is None:
+def _require_registry(registered: Registered | None, hold: Hold) -> Registered:
+    if registered is None:
         raise ReferencesIncomplete(
             f"What {hold.holder} keeps is not known without the model registry: leave out --unsafe-ignore-registry, or "
             f"run 'mlflow-artifact-gc hold rm {hold.id}'"
         )
-    return registry
+    return registered
 
 
 def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> list[Reference]:
@@ -1214,27 +948,10 @@ def _models_behind_runs(tracking: Tracking, references: Sequence[Reference]) -> 
     ]
 
 
-def registry_state(engine: Engine) -> tuple[object, ...]:
-    """What changes whenever a model version is made or changed in a registry; one query.
-
-    Raises:
-        ReferencesIncomplete: it cannot be read.
-    """
-    versions = sa.table(
-        "model_versions", sa.column("version"), sa.column("creation_time"), sa.column("last_updated_time")
-    )
-    found = (sa.func.count(), sa.func.max(versions.c.creation_time), sa.func.max(versions.c.last_updated_time))
-    try:
-        with database.reading(engine) as connection:
-            return tuple(connection.execute(sa.select(*found).select_from(versions)).one())
-    except ArtifactGcError as error:
-        raise ReferencesIncomplete(f"The model registry cannot be read any more: {error}") from error
-
-
 def read(
     tracked: TrackingDatabase,
     registry_engine: Engine | None,
-    matters: Callable[[Reference], bool] | None = None,
+    sieve: Sieve | None = None,
 ) -> list[Reference]:
     """``gather`` over fresh connections, in transactions that only read.
 
@@ -1242,13 +959,19 @@ def read(
         ReferencesIncomplete: something could not be read: nothing may be touched then.
     """
     try:
-        registry = None
-        if registry_engine is not None:
-            # Ended before the next begins: on SQLite two readers and a user's commit would wait for each other.
-            with database.reading(registry_engine) as connection:
-                registry = Registry(connection).load()
-        with tracked.reading() as tracking:
-            return gather(tracking, registry, matters)
+        names: set[str] = set()
+        while True:
+            registered = None
+            if registry_engine is not None:
+                # Ended before the next begins: on SQLite two readers and a user's commit would wait for each other.
+                with database.reading(registry_engine) as connection:
+                    registered = Registry(connection).read(sieve, names)
+            with tracked.reading() as tracking:
+                found = gather(tracking, registered, sieve)
+            if registered is None or not registered.lacking:
+                return found
+            # Rows and holds of the tracking database lead to versions that were not kept: once more, with these.
+            names |= registered.lacking
     except ReferencesIncomplete:
         raise
     except ArtifactGcError as error:

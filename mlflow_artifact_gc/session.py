@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from mlflow_artifact_gc import database, inbox, journal, planning, policy, references, schema
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.errors import (
     DatabaseUnusable,
     ReferencesIncomplete,
@@ -223,7 +224,7 @@ def open_registry(engine: Engine, expected: str | None, uri: str | None) -> Engi
     other = registry_engine(uri) if uri else engine
     with database.reading(other) as connection:
         found = database.fingerprint(connection)
-        nothing_registered = references.Registry(connection).empty
+        nothing_registered = model_registry.Registry(connection).empty
     with database.reading(engine) as connection:
         own = database.fingerprint(connection)
     if expected is None and (found != own or nothing_registered):
@@ -283,7 +284,7 @@ def read(
         done = journal.done(connection)
     candidates = planning.Candidates(tombstones, session.destination)
     # Where nothing is deleted, nothing has to be protected.
-    found = references.read(session.tracked, session.registry, candidates.matters) if tombstones else []
+    found = references.read(session.tracked, session.registry, candidates) if tombstones else []
     with session.tracked.reading() as tracking:
         owners = tracking.owners(planning.ids_in_places(tombstones))
     facts = planning.Facts(
@@ -322,7 +323,7 @@ def decide(session: Session, entities: Sequence[Entity], cutoff_ms: int) -> Sequ
         with session.tracked.reading() as tracking:
             tombstones += tracking.tombstones(some)
     candidates = planning.Candidates(tombstones, session.destination)
-    found = references.read(session.tracked, session.registry, candidates.matters)
+    found = references.read(session.tracked, session.registry, candidates)
     for ids in chunks(sorted(planning.ids_in_places(tombstones))):
         with session.tracked.reading() as tracking:
             owners |= tracking.owners(ids)

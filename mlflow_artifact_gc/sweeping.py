@@ -138,7 +138,7 @@ class _Sweep:
         )
         self._eraser: Eraser | None = None
         self._aborted = threading.Event()
-        self._due = plan.due
+        self._due = tuple(plan.due)
         # By identity: the lines are the plan's own objects, and to hash their fields would cost more than a delete.
         self._reached: set[int] = set()
         self._results: list[SweepResult] = []

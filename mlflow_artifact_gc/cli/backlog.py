@@ -325,7 +325,7 @@ class Backlog:
                 stopped=self._stop.is_set,
                 note=wishes.note,
             )
-        protected = sum(1 for line in plan.decisions if line.reason is Reason.PROTECTED)
+        protected = len(plan.with_reason(Reason.PROTECTED))
         if wishes.measure or (needs_sizes and protected <= _MEASURED_LOCATIONS):
             needed = planning.partly_needed(plan.decisions, found.facts) | planning.needed_parts(plan.due)
             self._partly = self._measured_parts(needed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mlflow_artifact_gc import database, holds, inbox, journal, references, schema
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.errors import NotOnS3, TablesNotReady, UnreadableUri, UsageError
@@ -152,7 +153,7 @@ def _require_known(
 def _unknown_models(engine: Engine, site: journal.Site, names: Sequence[str], options: dict[str, Any]) -> list[str]:
     registry = open_registry(engine, site.registry_fingerprint, options["registry_store_uri"])
     with database.reading(registry) as connection:
-        found = references.registered_models(connection, names)
+        found = model_registry.registered_models(connection, names)
     known = {name for workspace, name in found if options["workspace"] in (None, workspace)}
     return [name for name in names if name not in known]
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from heapq import nsmallest
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.locations import Location, without_secrets
-from mlflow_artifact_gc.model import Action, Decision, Outcome, Plan, Reason, SweepResult, Verdict
+from mlflow_artifact_gc.model import Action, Decision, Decisions, Outcome, Plan, Reason, SweepResult, Verdict
 from mlflow_artifact_gc.quantities import show_count, show_duration, show_instant, show_minute, show_size
 
 if TYPE_CHECKING:
@@ -85,13 +86,11 @@ def show_plan(out: Output, plan: Plan, *, older_than_ms: int, grace_ms: int) -> 
     site = "" if older_than_ms == grace_ms else f"; the site's grace period is {show_duration(grace_ms)}"
     ago = f"more than {show_duration(older_than_ms)} ago{site}"
     out.print(f"Deleted in MLflow before {show_instant(plan.cutoff_ms)} ({ago}).\n")
-    sweep = [line for line in plan.decisions if line.verdict is Verdict.SWEEP]
+    if plan.due:
+        _show_sweep(out, plan.due)
     # What was swept before is counted below; with a worker it would fill the table.
-    stays = (line for line in plan.decisions if line.verdict is Verdict.KEEP)
-    keep = [line for line in stays if line.reason is not Reason.SWEPT_BEFORE]
-    if sweep:
-        _show_sweep(out, sweep)
-    if keep:
+    kept = [reason for reason in Reason if reason.verdict is Verdict.KEEP and reason is not Reason.SWEPT_BEFORE]
+    if keep := [lines for reason in kept if (lines := plan.with_reason(reason))]:
         _show_keep(out, keep)
     _show_totals(out, plan)
 
@@ -137,7 +136,7 @@ def show_orphans(out: Output, plan: Plan, *, quarantine_ms: int, unknown: int, n
 
 def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
     grid = Grid("sweep", "experiment", "deleted", "objects", "size", "reason", numbers=("objects", "size"))
-    for line in nsmallest(_LINES, lines, key=_plan_order):
+    for line in _first([lines]):
         grid.add_row(
             str(line.entity),
             line.entity.experiment_id,
@@ -150,17 +149,23 @@ def _show_sweep(out: Output, lines: Sequence[Decision]) -> None:
     _show_table(out, grid, cut=len(lines) - _LINES)
 
 
-def _show_keep(out: Output, lines: Sequence[Decision]) -> None:
+def _show_keep(out: Output, by_reason: Sequence[Sequence[Decision]]) -> None:
     grid = Grid("keep", "deleted", "reason", "why")
-    for line in nsmallest(_LINES, lines, key=_plan_order):
+    for line in _first(by_reason):
         why = line.evidence or line.reason.sentence
         grid.add_row(str(line.entity), show_minute(line.deleted_ms), line.reason.value, why, style="green")
-    _show_table(out, grid, cut=len(lines) - _LINES)
+    _show_table(out, grid, cut=sum(map(len, by_reason)) - _LINES)
 
 
 def _show_table(out: Output, grid: Grid, *, cut: int) -> None:
     out.table(grid)
     out.print(f"… and {cut:,} more (--format json has them all)\n" if cut > 0 else "")
+
+
+def _first(by_reason: Sequence[Sequence[Decision]]) -> list[Decision]:
+    # Of so many that they are packed none was measured: within a reason, their ids are all of their order.
+    some = (lines.first(_LINES) if isinstance(lines, Decisions) else lines for lines in by_reason)
+    return nsmallest(_LINES, chain.from_iterable(some), key=_plan_order)
 
 
 def _plan_order(line: Decision) -> tuple[int, int, int, str]:

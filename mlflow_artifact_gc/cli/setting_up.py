@@ -24,6 +24,7 @@ from mlflow_artifact_gc import (
     schema,
     sightings,
 )
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Output
 from mlflow_artifact_gc.config import Settings
@@ -138,7 +139,7 @@ def _registry_fingerprint(uri: str | None) -> str | None:
     if uri is None:
         return None
     with database.reading(registry_engine(uri)) as connection:
-        references.Registry(connection)  # Raises where there is no registry.
+        model_registry.Registry(connection)  # Raises where there is no registry.
         return database.fingerprint(connection)
 
 
@@ -224,7 +225,7 @@ def _tell(
         stones = [stone for stone in tracking.tombstones() if _waits(stone, after, swept)]
         waiting = Counter(stone.entity.kind.value.replace("_", " ") for stone in stones)
         proxied = sum(stone.uri.startswith("mlflow-artifacts:") for stone in stones)
-        registry_unknown = after.registry_fingerprint is None and references.Registry(connection).empty
+        registry_unknown = after.registry_fingerprint is None and model_registry.Registry(connection).empty
     changes = _changes(before, after)
     if json_output:
         settings = {name: getattr(after, name) for name in _SHOWN}

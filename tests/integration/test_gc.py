@@ -713,7 +713,7 @@ def test_an_error_while_reading_references_touches_nothing(
     moto_site: Site, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Half-read references end with exit 1, in the plan and at the fence alike."""
-    from mlflow_artifact_gc import references
+    from mlflow_artifact_gc import registry as model_registry
     from mlflow_artifact_gc.errors import DatabaseUnusable
 
     site = moto_site
@@ -722,15 +722,15 @@ def test_an_error_while_reading_references_touches_nothing(
     init(site)
     before = site.snapshot()
     calls: list[int] = []
-    original = references.Registry.references
+    original = model_registry.Registry.read
 
-    def failing(registry: Any) -> Any:
+    def failing(registry: Any, *more: Any) -> Any:
         calls.append(1)
         if len(calls) == call:
             raise DatabaseUnusable("the connection was lost")
-        return original(registry)
+        return original(registry, *more)
 
-    monkeypatch.setattr(references.Registry, "references", failing)
+    monkeypatch.setattr(model_registry.Registry, "read", failing)
     ran = run("gc", "--backend-store-uri", site.uri, "--yes", "--format", "json", *NOW)
 
     assert ran.code == 1

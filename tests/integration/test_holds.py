@@ -292,6 +292,7 @@ def test_what_is_tagged_stays(any_site: Site) -> None:
 def test_reading_keep_tags_costs_the_same_for_one_and_for_many(moto_site: Site) -> None:
     """A query for each of MLflow's tables of tags, not one for each run."""
     from mlflow_artifact_gc import references
+    from mlflow_artifact_gc import registry as model_registry
 
     site = moto_site
     experiment = site.experiment()
@@ -306,7 +307,7 @@ def test_reading_keep_tags_costs_the_same_for_one_and_for_many(moto_site: Site) 
         tracked = references.TrackingDatabase.probe(site.engine, models_follow_run=False)
         with site.engine.connect() as connection:
             sent = _counted(connection)
-            references.gather(tracked.on(connection), references.Registry(connection))
+            references.gather(tracked.on(connection), model_registry.Registry(connection).read())
         counts.append(len(sent))
     assert counts[0] == counts[1]
 

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlflow_artifact_gc import database, journal, metadata, notices, references
+from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.errors import DatabaseUnusable
 from mlflow_artifact_gc.locations import Destination
 from mlflow_artifact_gc.tables import intents
@@ -348,7 +349,7 @@ def test_a_registration_asks_without_waiting_for_a_worker(hooked: Hooked) -> Non
 
 def test_writers_are_seen_without_a_lock(engine: sa.Engine) -> None:
     """What a transaction has written to the registry is seen until it ends, without any right of an administrator."""
-    names = references.VERSION
+    names = model_registry.VERSION
     insert = "INSERT INTO model_versions (workspace, name, version, source) VALUES ('default', 'churn', 1, 's3://b/x')"
     with database.writing(engine) as connection:
         connection.exec_driver_sql("INSERT INTO registered_models (workspace, name) VALUES ('default', 'churn')")

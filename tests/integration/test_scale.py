@@ -61,7 +61,7 @@ def test_with_nothing_deleted_runs_are_read_once(db_uri: str) -> None:
     session = _opened(db_uri)
     with _seen(session.engine) as statements:
         found = _read(session)
-    assert found.decisions == ()
+    assert not found.decisions
     assert sum(found.rows.values()) == _ROWS
     assert sum("FROM runs" in statement for statement in statements) == 1
     assert not any("model_versions" in statement for statement in statements)

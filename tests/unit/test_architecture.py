@@ -41,6 +41,8 @@ LAYERS = (
         "combining",
         "holds",
         "sightings",
+        "columns",
+        "registry",
         "references",
         "inbox",
         "journal",

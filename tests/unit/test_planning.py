@@ -22,6 +22,7 @@ from mlflow_artifact_gc.model import (
     Strength,
     Tombstone,
 )
+from mlflow_artifact_gc.packed import Stones
 from mlflow_artifact_gc.planning import (
     Facts,
     ListingTask,
@@ -353,19 +354,19 @@ def test_a_scope_bypasses_no_grace_and_no_reference(scope: Scope) -> None:
 def test_a_proxied_tombstone_stops_the_plan_while_the_destination_is_unknown(uris: list[str], count: str) -> None:
     """Nobody can say where it lies; the error says how many they are and what to give."""
     with pytest.raises(ReferencesIncomplete, match=rf"^{count} deleted entities .*--artifacts-destination"):
-        require_destination([run(A, uri) for uri in uris], Destination())
+        require_destination(Stones([run(A, uri) for uri in uris]), Destination())
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/1", "file:///1", "", "mlflow-artifacts://x]/1", "s3://[x"])
 def test_other_tombstones_need_no_destination(uri: str) -> None:
     """Where nothing is proxied, or a text is no URI at all, the plan goes on."""
-    require_destination([run(A, uri)], Destination())
+    require_destination(Stones([run(A, uri)]), Destination())
 
 
 @pytest.mark.parametrize("destination", [PROXY, Destination.parse("./mlartifacts")])
 def test_a_destination_that_was_given_is_enough(destination: Destination) -> None:
     """On S3 or not: what was said is known."""
-    require_destination([run(A, "mlflow-artifacts:/1/x")], destination)
+    require_destination(Stones([run(A, "mlflow-artifacts:/1/x")]), destination)
 
 
 def test_decisions_ask_for_the_destination_whatever_the_scope() -> None:
