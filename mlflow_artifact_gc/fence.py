@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LEASE_MS: Final = 60_000
 _RENEWALS: Final = 4
+_CLAIMED_AT_ONCE: Final = 500
 _MARGIN_S: Final = 5.0
 _OUTWAIT_S: Final = 10.0
 _TICK_S: Final = 0.05
@@ -125,15 +126,28 @@ class Fence:
         Raises:
             DatabaseUnusable, ReferencesIncomplete: nothing of ``lines`` may be touched.
         """
-        claim, tombstones, noted = self._claim(lines)
-        self._valid_until = max(self._valid_until, time.monotonic() + self._lease_ms / 1000)
+        asked_s = time.monotonic()
+        tombstones: list[Tombstone] = []
+        noted: _Noted = set()
+        busy: dict[Location, str] = {}
+        killed: set[Location] = set()
+        mine = False
+        # No transaction of ours is long: on SQLite all others wait for it.
+        for start in range(0, len(lines), _CLAIMED_AT_ONCE):
+            claim, stones, notes = self._claim(lines[start : start + _CLAIMED_AT_ONCE])
+            tombstones += stones
+            noted |= notes
+            busy |= claim.busy
+            killed |= claim.killed
+            mine = mine or bool(claim.mine)
+        self._valid_until = max(self._valid_until, asked_s + self._lease_ms / 1000)
         rejected = [
-            ended(line, Outcome.BUSY, f"{claim.busy[line.location]} is sweeping it")
+            ended(line, Outcome.BUSY, f"{busy[line.location]} is sweeping it")
             for line in lines
-            if line.location is not None and line.location in claim.busy
+            if line.location is not None and line.location in busy
         ]
-        free = [line for line in lines if line.location not in claim.busy]
-        if claim.mine:
+        free = [line for line in lines if line.location not in busy]
+        if mine:
             self._outwait_registrations()
         if self._elsewhere is not None:
             self._registered = model_registry.state(self._elsewhere)
@@ -142,7 +156,7 @@ class Fence:
         return Admission(
             due=admission.due,
             rejected=(*rejected, *changed, *admission.rejected),
-            killed=tuple(line for line in lines if line.location in claim.killed),
+            killed=tuple(line for line in lines if line.location in killed),
         )
 
     def _outwait_registrations(self) -> None:

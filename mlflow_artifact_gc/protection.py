@@ -169,8 +169,11 @@ class Protection:
         plain = PLAIN_S3.fullmatch(text)
         if plain is None or "/." in text or plain[1] in self._by_bucket:
             return False
-        heads = self._sorted_heads.get(plain[1], [])
-        return next(_starting(heads, Location.of_key(plain[1], plain[2]).prefix), None) is None
+        heads, folder = self._sorted_heads.get(plain[1], []), plain[2]
+        if folder and folder[-1] != "/":
+            folder += "/"
+        at = bisect_left(heads, (folder, -1))
+        return at == len(heads) or not heads[at][0].startswith(folder)
 
     def _hits(self, reference: Reference) -> Iterator[int]:
         if reference.experiment_id:

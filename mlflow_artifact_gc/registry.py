@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from mlflow_artifact_gc import database
-from mlflow_artifact_gc.columns import ROWS_AT_ONCE, Columns, in_chunks, one_text
+from mlflow_artifact_gc.columns import ROWS_AT_ONCE, Columns, in_chunks
 from mlflow_artifact_gc.errors import ArtifactGcError, ReferencesIncomplete
 from mlflow_artifact_gc.keeping import KEEP, Hold, kept_by_tag
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE
@@ -40,7 +40,7 @@ class _Version(NamedTuple):
     name: str
     version: int
     deleted: bool
-    texts: tuple[tuple[str, str], ...]
+    texts: Sequence[tuple[str, str]]
     """(column, text) of ``source`` and ``storage_location``."""
 
     @property
@@ -181,9 +181,13 @@ class Registry:
         aliases = self._aliases()
         for version in self._rows():
             for column, text in () if version.deleted else version.texts:
+                # As nearly all are: of these not even the sentence is made that says whose they are.
+                beside = sieve is not None and sieve.is_beside(text)
+                if beside and text.startswith("s3://"):
+                    continue
                 leads_to = {name for name, _ in names_in(text) if name in every}
-                if not leads_to and sieve is not None and sieve.is_beside(text) and not names_a_run(text):
-                    continue  # As nearly all: of these not even the sentence is made that says whose they are.
+                if beside and not leads_to and not names_a_run(text):
+                    continue
                 alias = aliases.get(version.key, "")
                 holder = f"registered model {version.name}, version {version.version}{alias}, {column}"
                 yield Reference(holder=holder, text=text, workspace=version.workspace), leads_to
@@ -213,8 +217,8 @@ class Registry:
             query = query.where(table.c.name.in_(names))
         rows = self._connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
         for of_workspace, name, version, stage, *texts in rows:
-            named = tuple((column, text) for column, text in zip(places, texts, strict=True) if text)
-            yield _Version(one_text(of_workspace), one_text(name), version, stage == _DELETED_VERSION, named)
+            named = [(column, text) for column, text in zip(places, texts, strict=True) if text]
+            yield _Version(of_workspace, name, version, stage == _DELETED_VERSION, named)
 
     def _workspace(self, table: str) -> sa.ColumnElement[Any]:
         return sa.column("workspace") if self._columns.has(table, "workspace") else sa.literal(DEFAULT_WORKSPACE)
@@ -262,14 +266,14 @@ def names_a_run(text: str) -> bool:
     return text.strip()[:5].lower() == "runs:"
 
 
-def names_in(text: str) -> set[tuple[str, int | None]]:
+def names_in(text: str) -> Collection[tuple[str, int | None]]:
     """The registered models that a text may name, and the version if it names one by number."""
     # Perhaps encoded; anything else leads nowhere, and most do.
-    if text.startswith("s3://") or text.lstrip()[:1] not in ("m", "M", "%"):
-        return set()
+    if text.lstrip()[:1] not in ("m", "M", "%"):
+        return ()
     # MLflow decodes nothing here, other readers may: both names are meant.
-    named = (_model_name(reading) for reading in readings(text))
-    return {one for one in named if one is not None}
+    named = dict.fromkeys(map(_model_name, readings(text)))
+    return [one for one in named if one is not None]
 
 
 def _model_name(text: str) -> tuple[str, int | None] | None:

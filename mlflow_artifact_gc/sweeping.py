@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.s3 import S3Client
 
 _BATCH: Final = 500
+_LARGEST: Final = 8 * _BATCH
+_SLOW_READ_S: Final = 2.0
+_SHORT_S: Final = 30.0
+"""What is read at the fence is good for a minute: then it is read again, for each listing."""
 _POLL_S: Final = 0.5
 _TRIES: Final = 3
 _SETTLED: Final = 50
@@ -220,10 +224,16 @@ class _Sweep:
                 self._results.append(ended(line, Outcome.STOPPED, ""))
 
     def _batches(self, lines: Sequence[Decision]) -> None:
-        for start in range(0, len(lines), _BATCH):
-            if self._stopped():
-                return
-            self._batch(lines[start : start + _BATCH])
+        """In portions. To read who needs what costs the same for many as for few: where it is slow, they grow."""
+        start, size = 0, _BATCH
+        while start < len(lines) and not self._stopped():
+            began_s = time.monotonic()
+            reading_s = self._portion(lines[start : start + size])
+            start += size
+            if time.monotonic() - began_s > _SHORT_S:
+                size = max(size // 2, _BATCH)
+            elif reading_s > _SLOW_READ_S:
+                size = min(size * 2, _LARGEST)
 
     def _busy_again(self) -> None:
         """Wait for claims that nobody renews: their process has died where we cannot see it."""
@@ -245,22 +255,27 @@ class _Sweep:
         with database.reading(self._engine) as connection:
             return journal.claimed_for_ms(connection, lines, database.clock_ms(connection))
 
-    # One batch
+    # One portion
 
-    def _batch(self, lines: Sequence[Decision]) -> None:
+    def _portion(self, lines: Sequence[Decision]) -> float:
+        """Ask the fence, and act on what it admits, batch by batch; how long the fence took, in seconds."""
         read_s = time.monotonic()
         with database.reading(self._engine) as connection:
             now_ms = database.clock_ms(connection)
         admission = self._fence.admit(lines)
+        took_s = time.monotonic() - read_s
         self._tell_of_killed(admission.killed, now_ms)
         finished: list[SweepResult] = []
         try:
             self._add(finished, admission.rejected)
-            self._act(admission.due, read_s, now_ms, finished)
+            for start in range(0, len(admission.due), _BATCH):
+                if not self._stopped():
+                    self._act(admission.due[start : start + _BATCH], read_s, now_ms, finished)
         finally:
             reached = self._reached.union(id(result.decision) for result in finished)
             finished += [ended(line, Outcome.STOPPED, "") for line in admission.due if id(line) not in reached]
             self._settle(finished)
+        return took_s
 
     def _add(self, finished: list[SweepResult], results: Iterable[SweepResult]) -> None:
         for result in results:

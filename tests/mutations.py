@@ -97,7 +97,7 @@ BREAKS = (
         name="claims",
         what="another process's claim is no reason to leave a location alone",
         file="fence.py",
-        old="free = [line for line in lines if line.location not in claim.busy]",
+        old="free = [line for line in lines if line.location not in busy]",
         new="free = list(lines)",
         tests="tests/integration/test_interruptions.py -k elsewhere",
     ),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from benchmarks.backlog import build
+from mlflow_artifact_gc import fence, references, sweeping
 from mlflow_artifact_gc.model import Reason
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.session import Reading, Session, open_session, read
+from tests.command import gc, init
+from tests.site import Site
 
 _ROWS = 4_000
 _FEW = 60
@@ -66,3 +71,30 @@ def test_with_nothing_deleted_runs_are_read_once(db_uri: str) -> None:
     assert sum("FROM runs" in statement for statement in statements) == 1
     assert not any("model_versions" in statement for statement in statements)
     session.engine.dispose()
+
+
+@pytest.mark.parametrize(("slow", "readings"), [(False, 7), (True, 3)])
+def test_where_reading_is_slow_more_is_asked_for_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, slow: bool, readings: int
+) -> None:
+    """28 runs, four at a time: the references are read for each four, or for four, eight and sixteen."""
+    experiment = site.experiment()
+    dead = [site.run(experiment, n_objects=1) for _ in range(28)]
+    for run_id in dead:
+        site.delete_run(run_id)
+    init(site)
+    monkeypatch.setattr(sweeping, "_BATCH", 4)
+    monkeypatch.setattr(fence, "_CLAIMED_AT_ONCE", 3)
+    monkeypatch.setattr(sweeping, "_SLOW_READ_S", 0.0 if slow else 60.0)
+    calls: list[int] = []
+    original = references.read
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(references, "read", counted)
+    report = gc(site)
+
+    assert {row["id"]: row["outcome"] for row in report["results"]} == dict.fromkeys(dead, "swept")
+    assert len(calls) == 1 + readings  # one for the plan
