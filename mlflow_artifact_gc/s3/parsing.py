@@ -17,6 +17,7 @@ from sys import intern
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from xml.etree import ElementTree as ET
 
+import botocore.handlers
 from botocore.handlers import set_list_objects_encoding_type_url
 from botocore.parsers import ResponseParserError
 
@@ -27,6 +28,7 @@ from mlflow_artifact_gc.s3.plain_rows import STAND_IN, Row, take_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from botocore.model import OperationModel
     from mypy_boto3_s3.client import S3Client
 
 PAGE: Final = "MlflowArtifactGcPage"
@@ -34,6 +36,9 @@ PAGE: Final = "MlflowArtifactGcPage"
 ROWS: Final = "MlflowArtifactGcRows"
 """Where a DeleteObjects answer holds its ``DeletedRow`` and ``ErrorRow`` values."""
 
+_EVERY_ANSWER: Final = "before-parse.s3.*"
+# Private: where it has another name it is left in its place, and a page is parsed twice.
+_LOOK_FOR_ERROR: Final = getattr(botocore.handlers, "_handle_200_error", None)
 _OK: Final = 200
 _FIRST_ERROR_STATUS: Final = 301  # as botocore.parsers.ResponseParser.parse has it
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -100,6 +105,9 @@ class Parsers:
         events = client.meta.events
         for operation, root in _ROOTS.items():
             events.register(f"before-parse.s3.{operation}", self._handler(root, _READERS.get(operation)))
+        if _LOOK_FOR_ERROR is not None:
+            events.unregister(_EVERY_ANSWER, _LOOK_FOR_ERROR)
+            events.register_first(_EVERY_ANSWER, self._first)
         for operation in ("DeleteObject", "AbortMultipartUpload", "PutObjectTagging", "DeleteObjectTagging"):
             events.register(f"before-parse.s3.{operation}", refuse_a_body)
         for operation in ("ListObjectsV2", "ListObjectVersions"):
@@ -114,11 +122,38 @@ class Parsers:
                 return
             if reader is None:
                 parse_root(response_dict["body"], response_dict["status_code"], root)
-            else:
+            elif response_dict["body"] != _stub(root):
                 customized_response_dict.update(reader(response_dict["body"], response_dict["status_code"], self.plus))
-                response_dict["body"] = f"<{root}/>".encode()
+                response_dict["body"] = _stub(root)
 
         return before_parse
+
+    def _first(
+        self,
+        operation_model: OperationModel,
+        response_dict: dict[str, Any],
+        customized_response_dict: dict[str, Any],
+        **_context: object,
+    ) -> None:
+        """In the place of botocore's look for an <Error> in a success, which parses all of a page for that alone.
+
+        What cannot be read here is left to that look, which may have it asked for again, and to the handler after it.
+        """
+        if reader := _READERS.get(operation_model.name):
+            try:
+                found = reader(response_dict["body"], response_dict["status_code"], self.plus)
+            except BodyUnreadable:
+                pass
+            else:
+                customized_response_dict.update(found)
+                response_dict["body"] = _stub(_ROOTS[operation_model.name])
+                return
+        if _LOOK_FOR_ERROR is not None:
+            _LOOK_FOR_ERROR(operation_model=operation_model, response_dict=response_dict)
+
+
+def _stub(root: str) -> bytes:
+    return f"<{root}/>".encode()
 
 
 def refuse_a_body(response_dict: dict[str, Any], **_context: object) -> None:

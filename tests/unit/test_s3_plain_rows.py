@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
+import botocore.handlers
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from hypothesis import given, note, seed, settings
 from hypothesis import strategies as st
 
-from mlflow_artifact_gc.s3 import parsing
+from mlflow_artifact_gc.s3 import connect, parsing, versions
 from mlflow_artifact_gc.s3.entries import Entry, Kind
 from mlflow_artifact_gc.s3.keys import PlusSign
 from mlflow_artifact_gc.s3.parsing import PAGE, BodyUnreadable, Page
 from mlflow_artifact_gc.s3.plain_rows import STAND_IN, take_out
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
 
 SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
 HEAD = (
@@ -139,3 +148,53 @@ def test_of_nested_elements_nothing_is_a_field() -> None:
     taken = take_out(body, NAMES)
     assert taken is not None
     assert taken.rows == [("Version", {"Key": "p/a"})]
+
+
+class Body(BytesIO):
+    """What botocore reads an answer from."""
+
+    def stream(self) -> Iterator[bytes]:
+        """All of it at once."""
+        yield self.read()
+
+
+def client_answering(monkeypatch: pytest.MonkeyPatch, *bodies: bytes) -> S3Client:
+    """A client that is answered with these, one after the other, without a network."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    client = connect({"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, threads=1)
+    waiting = list(bodies)
+
+    def answer(request: Any, **_context: object) -> AWSResponse:
+        return AWSResponse(request.url, 200, HTTPHeaders(), Body(waiting.pop(0)))
+
+    events: Any = client.meta.events
+    events.register("before-send.s3", answer)
+    return client
+
+
+def test_a_page_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore, which looks for an <Error> in each success and would then parse it all, sees a stub."""
+    handlers: Any = botocore.handlers
+    look = handlers._looks_like_special_case_error
+    seen: list[bytes] = []
+
+    def looked(code: int, body: bytes) -> Any:
+        seen.append(body)
+        return look(code, body)
+
+    monkeypatch.setattr(handlers, "_looks_like_special_case_error", looked)
+    body = (HEAD + ROWS_OF_SERVERS["AWS"] * 50 + END).encode()
+    client = client_answering(monkeypatch, body)
+
+    assert len(list(versions(client, "bucket", "p/"))) == 50
+    assert max(map(len, seen), default=0) < 100
+
+
+def test_an_error_in_a_success_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As botocore does: S3 may begin to answer with 200 and fail then. So with an answer that is torn."""
+    error = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+    whole = (HEAD + ROWS_OF_SERVERS["AWS"] + END).encode()
+    client = client_answering(monkeypatch, error, whole[:-9], whole)
+
+    assert [entry.key for entry in versions(client, "bucket", "p/")] == ["p/a"]
