@@ -245,6 +245,22 @@ class Fence:
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*changed, *admission.rejected))
 
+    def renew(self, lines: Sequence[Decision]) -> Admission:
+        """The same for all that is still to be acted on: what counts from now on as new is what comes after this."""
+        with database.reading(self._engine) as connection:
+            self._held = holds.count(connection)
+        if self._elsewhere is not None:
+            self._registered = model_registry.state(self._elsewhere)
+        return self.recheck(lines)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether each look before a batch would read all references again: a hold was put on, or a version made."""
+        with database.reading(self._engine) as connection:
+            if holds.count(connection) != self._held:
+                return True
+        return self._elsewhere is not None and model_registry.state(self._elsewhere) != self._registered
+
     def _unreferenced(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Admission:
         if not lines:
             return Admission(due=(), rejected=())

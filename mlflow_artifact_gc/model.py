@@ -206,7 +206,7 @@ class Decision:
 
 
 class Decisions(Sequence[Decision]):
-    """Lines of a plan that are too many to be all made at once: what is asked of all of them it answers itself."""
+    """Lines on rows that are too many to be all made at once: what is asked of all of them it answers itself."""
 
     def only(self, reason: Reason) -> Decisions:
         """Those with this reason."""
@@ -279,7 +279,8 @@ class Plan:
     @property
     def of_orphans(self) -> bool:
         """Whether its lines are orphans; a plan holds no other beside them."""
-        return any(line.orphan is not None for line in self.decisions)
+        some = () if isinstance(self.decisions, Decisions) else self.decisions  # those are rows'
+        return any(line.orphan is not None for line in some)
 
     @property
     def totals(self) -> Totals:

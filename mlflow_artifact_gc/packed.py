@@ -9,19 +9,21 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from heapq import nsmallest
 from typing import Final, NamedTuple, overload
 
 from mlflow_artifact_gc.locations import Destination, Location
 from mlflow_artifact_gc.model import Decision, Decisions, Entity, EntityKind, Reason, Tombstone
 from mlflow_artifact_gc.policy import Place, place_of, root_of, root_of_all
-from mlflow_artifact_gc.protection import has_core
+from mlflow_artifact_gc.protection import CORE, has_core
 
 _NO_DATE: Final = -(2**63)
 _NO_ID: Final = "\0"
 _REASONS: Final = tuple(Reason)
 _CODES: Final = {reason: code for code, reason in enumerate(_REASONS)}
 _ARTIFACTS: Final = "/artifacts/"
+_OTHER_DIGITS: Final = str.maketrans("0123456789abcdef", "123456789abcdef0")
 
 Row = tuple[str, str, int | None, str, str, str]
 """Id, URI, date, the experiment's id, the workspace, the experiment's URI."""
@@ -148,6 +150,11 @@ class Places:
         if location is None:
             return None
         head = location.prefix.removesuffix(f"{stone.entity.id}{_ARTIFACTS}")
+        # What made this one readable may be its very id: that of its workspace, say. So another one is asked as well.
+        other = _another(stone)
+        expected = Location(location.bucket, f"{head}{other.entity.id}{_ARTIFACTS}")
+        if place_of(other, self._destination).location != expected:
+            return None
         return _Spot(
             location.bucket,
             head,
@@ -176,6 +183,14 @@ class Places:
     def are_plain(self, number: int) -> bool:
         """Whether all rows of a group have a location."""
         return self._spots[number] is not None
+
+
+def _another(stone: Tombstone) -> Tombstone:
+    """A row of the same group, with an id of the same form."""
+    id_ = stone.entity.id
+    made_up = id_[:-CORE] + id_[-CORE:].translate(_OTHER_DIGITS)
+    uri = stone.uri.replace(f"/{id_}/", f"/{made_up}/")
+    return replace(stone, entity=replace(stone.entity, id=made_up), uri=uri)
 
 
 class Lines(Decisions):

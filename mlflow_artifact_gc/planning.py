@@ -109,7 +109,7 @@ def require_destination(stones: Stones, destination: Destination) -> None:
     """Raises ReferencesIncomplete where something is proxied and nobody said where the proxy keeps its objects."""
     if destination.known:
         return
-    groups = {number for number, group in enumerate(stones.groups) if _is_proxied(group.before)}
+    groups = {number for number, group in enumerate(stones.groups) if _is_proxied(f"{group.before}/")}
     if groups:
         proxied = sum(number in groups for number in stones.group_of)
         raise ReferencesIncomplete(

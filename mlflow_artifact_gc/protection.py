@@ -22,7 +22,7 @@ from mlflow_artifact_gc.errors import NotOnS3, ReferencesIncomplete, UnreadableU
 from mlflow_artifact_gc.locations import PLAIN_S3, Destination, Location, proxied_path
 from mlflow_artifact_gc.model import Reference, Strength
 
-_CORE: Final = 32
+CORE: Final = 32
 _TAIL: Final = "/artifacts/"
 _NO_HEAD: Final = 2**32 - 1
 _DECODINGS: Final = 3
@@ -60,10 +60,10 @@ def cores(text: str) -> set[str]:
     found: set[str] = set()
     for run in _HEX_RUN.findall(text):
         lowered = run.lower()
-        if len(lowered) == _CORE:  # nearly always
+        if len(lowered) == CORE:  # nearly always
             found.add(lowered)
             continue
-        found.update(lowered[start : start + _CORE] for start in range(len(lowered) - _CORE + 1))
+        found.update(lowered[start : start + CORE] for start in range(len(lowered) - CORE + 1))
     return found
 
 
@@ -129,7 +129,7 @@ class Protection:
             self._others[index] = candidate
         self._ids.append(id_)
         if with_core:
-            core = id_[-_CORE:]
+            core = id_[-CORE:]
             before = self._by_core.get(core)
             if before is None:
                 self._by_core[core] = index
@@ -162,7 +162,7 @@ class Protection:
         if self._odd or "%" in text:
             return False
         for run in _HEX_RUN.findall(text):
-            if len(run) != _CORE or run.lower() in self._by_core:
+            if len(run) != CORE or run.lower() in self._by_core:
                 return False
         if text.startswith(("models:/", "runs:/")):
             return True
@@ -260,7 +260,7 @@ class Protection:
     def _at(self, bucket: str, head: str, name: str) -> Iterator[int]:
         number = self._heads.get((bucket, head))
         if number is not None:
-            for index in self._of_core(name[-_CORE:]):
+            for index in self._of_core(name[-CORE:]):
                 if self._head_of[index] == number and self._ids[index] == name:
                     yield index
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import unquote
@@ -795,6 +795,8 @@ class TrackingDatabase:
     engine: Engine
     columns: Columns
     models_follow_run: bool
+    names: set[str] = field(default_factory=set, compare=False)
+    """Of registered models, those that its rows and holds have led to so far: a hint to whoever reads the registry."""
 
     @classmethod
     def probe(cls, engine: Engine, *, models_follow_run: bool) -> TrackingDatabase:
@@ -959,19 +961,18 @@ def read(
         ReferencesIncomplete: something could not be read: nothing may be touched then.
     """
     try:
-        names: set[str] = set()
         while True:
             registered = None
             if registry_engine is not None:
                 # Ended before the next begins: on SQLite two readers and a user's commit would wait for each other.
                 with database.reading(registry_engine) as connection:
-                    registered = Registry(connection).read(sieve, names)
+                    registered = Registry(connection).read(sieve, tracked.names)
             with tracked.reading() as tracking:
                 found = gather(tracking, registered, sieve)
             if registered is None or not registered.lacking:
                 return found
             # Rows and holds of the tracking database lead to versions that were not kept: once more, with these.
-            names |= registered.lacking
+            tracked.names.update(registered.lacking)
     except ReferencesIncomplete:
         raise
     except ArtifactGcError as error:

@@ -24,6 +24,7 @@ from mlflow_artifact_gc.protection import Sieve, readings
 
 VERSION: Final = ("workspace", "name", "version", "current_stage", "source", "storage_location")
 """What of a model version tells where it points."""
+_FEW_NAMES: Final = 500
 _DELETED_VERSION: Final = "Deleted_Internal"
 """The stage of a deleted model version; its storage_location stays in place (mlflow's model_registry store)."""
 _TABLES: Final = (
@@ -197,14 +198,13 @@ class Registry:
         found: dict[str, list[_Version]] = {}
         waiting = set(names)
         while waiting:
-            asked = sorted(waiting)
-            found |= {name: [] for name in asked}
-            for some in in_chunks(asked):
-                for version in self._rows(some):
-                    # MySQL's collations know no case, and it may answer with more than was asked for.
-                    if version.name in some:
-                        found[version.name].append(version)
-            texts = (text for name in asked for version in found[name] for _, text in version.texts)
+            found |= {name: [] for name in sorted(waiting)}
+            # Without an index on the name each query reads the whole table: for many names, all of it is taken.
+            for version in self._rows(sorted(waiting) if len(waiting) <= _FEW_NAMES else None):
+                # MySQL's collations know no case, and it may answer with more than was asked for.
+                if version.name in waiting:
+                    found[version.name].append(version)
+            texts = (text for name in waiting for version in found[name] for _, text in version.texts)
             waiting = {name for text in texts for name, _ in names_in(text) if name in every} - found.keys()
         return found
 

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from mlflow_artifact_gc.s3 import S3Client
 
 _BATCH: Final = 500
-_LARGEST: Final = 8 * _BATCH
+_LARGEST: Final = 4 * _BATCH
 _SLOW_READ_S: Final = 2.0
 _SHORT_S: Final = 30.0
-"""What is read at the fence is good for a minute: then it is read again, for each listing."""
+"""What was read at the fence is read again by then: after a minute each listing would do it for itself."""
 _POLL_S: Final = 0.5
 _TRIES: Final = 3
 _SETTLED: Final = 50
@@ -268,9 +268,15 @@ class _Sweep:
         finished: list[SweepResult] = []
         try:
             self._add(finished, admission.rejected)
-            for start in range(0, len(admission.due), _BATCH):
-                if not self._stopped():
-                    self._act(admission.due[start : start + _BATCH], read_s, now_ms, finished)
+            rest = admission.due
+            while rest and not self._stopped():
+                self._act(rest[:_BATCH], read_s, now_ms, finished)
+                rest = rest[_BATCH:]
+                if rest and (time.monotonic() - read_s > _SHORT_S or self._fence.outdated):
+                    read_s = time.monotonic()
+                    again = self._fence.renew(rest)
+                    self._add(finished, again.rejected)
+                    rest = again.due
         finally:
             reached = self._reached.union(id(result.decision) for result in finished)
             finished += [ended(line, Outcome.STOPPED, "") for line in admission.due if id(line) not in reached]
@@ -289,7 +295,8 @@ class _Sweep:
         # What left the bucket is in the report even if the database takes no more notes.
         self._results += settled
         self._reached.update(id(result.decision) for result in settled)
-        self._record(settled)
+        for start in range(0, len(settled), _BATCH):
+            self._record(settled[start : start + _BATCH])
         if self._orders.delete_metadata and not self._aborted.is_set():
             self._erase_rows(settled)
 

@@ -257,8 +257,8 @@ BREAKS = (
         name="registrations",
         what="registrations that asked before the claim are not waited for",
         file="fence.py",
-        old="        if claim.mine:\n            self._outwait_registrations()",
-        new="        if not claim:\n            self._outwait_registrations()",
+        old="        if mine:\n            self._outwait_registrations()",
+        new="        if not lines:\n            self._outwait_registrations()",
         tests="tests/integration/test_worker.py -k began_before_the_claim",
     ),
     Break(

@@ -122,7 +122,7 @@ class Parsers:
                 return
             if reader is None:
                 parse_root(response_dict["body"], response_dict["status_code"], root)
-            elif response_dict["body"] != _stub(root):
+            elif customized_response_dict.keys().isdisjoint((PAGE, ROWS)):
                 customized_response_dict.update(reader(response_dict["body"], response_dict["status_code"], self.plus))
                 response_dict["body"] = _stub(root)
 

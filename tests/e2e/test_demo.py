@@ -10,11 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
+from mlflow_artifact_gc.demo import story
+from tests.command import run
 from tests.servers import S3Server, s3_client
 
 _DEMO = (sys.executable, "-m", "mlflow_artifact_gc", "demo")
@@ -71,9 +73,14 @@ def _left_behind(folder: str) -> list[str]:
 
 
 @contextmanager
-def _demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def _demo(**environ: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [*_DEMO, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        _DEMO,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             yield process
@@ -104,16 +111,26 @@ def _assert_nothing_left(said: str) -> None:
 def test_the_demo_tells_its_story_and_leaves_nothing() -> None:
     """Live, restored and registered runs are kept whole, the other deleted ones are gone, most of them by themselves.
 
-    Folder and servers are gone at the end. The person's own settings, which would lead elsewhere, have no part in it.
+    While it waits the servers answer as it says, and the bucket is what it says; after Ctrl-C folder and servers are
+    gone. The person's own settings, which would lead elsewhere, have no part in it.
     """
-    environ = {**os.environ, **_ELSEWHERE}
     began_s = time.monotonic()
-    done = subprocess.run([*_DEMO, "--no-wait"], env=environ, capture_output=True, text=True, check=False, timeout=200)
-    took_s = time.monotonic() - began_s
+    with _demo(**_ELSEWHERE) as process:
+        said = _read_until(process, _WAITS)
+        took_s = time.monotonic() - began_s
+        _assert_it_is_as_it_says(said)
+        process.send_signal(signal.SIGINT)
+        rest, complaints = process.communicate(timeout=_STOP_S)
 
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stdout + done.stderr
-    said = done.stdout
+    assert process.returncode == 0, complaints
+    assert "Traceback" not in said + complaints
+    assert "is removed" in rest
+    _assert_nothing_left(said)
+    _assert_the_story(said)
+    assert took_s < _LIMIT_S
+
+
+def _assert_the_story(said: str) -> None:
     counts = {name: int(count) for name, count, _ in _LOGGED.findall(said)}
     old, *deleted = _DELETED.findall(said)
     (restored,) = _RESTORED.findall(said)
@@ -133,8 +150,6 @@ def test_the_demo_tells_its_story_and_leaves_nothing() -> None:
     assert f"registered model {_model(said)}" in said
     _assert_tags(said, champion=champion, restored=restored, waste=waste, live=live, old=old)
     _assert_countdown(said, waste, counts)
-    _assert_nothing_left(said)
-    assert took_s < _LIMIT_S
 
 
 def _assert_tags(said: str, *, champion: str, restored: str, waste: set[str], live: str, old: str) -> None:
@@ -172,38 +187,42 @@ def _model(said: str) -> str:
     return found[1]
 
 
-def test_ctrl_c_ends_the_demo_cleanly() -> None:
-    """While it waits the servers answer as it says, and the bucket is what it says; Ctrl-C removes everything."""
-    with _demo() as process:
-        said = _read_until(process, _WAITS)
-        folder, ui = _FOLDER.search(said), _UI.search(said)
-        assert folder
-        assert ui
-        settings = dict(_EXPORT.findall(said))
-        server = S3Server(
-            endpoint=settings["MLFLOW_S3_ENDPOINT_URL"],
-            access_key=settings["AWS_ACCESS_KEY_ID"],
-            secret_key=settings["AWS_SECRET_ACCESS_KEY"],
-        )
-        keys = [found["Key"] for found in s3_client(server).list_objects_v2(Bucket="mlflow")["Contents"]]
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(ui[1], timeout=10) as page:
-            status = page.status
-        running = _left_behind(folder[1])
-        process.send_signal(signal.SIGINT)
-        rest, complaints = process.communicate(timeout=_STOP_S)
-
+def _assert_it_is_as_it_says(said: str) -> None:
+    """The demo waits, and its servers run."""
+    folder, ui = _FOLDER.search(said), _UI.search(said)
+    assert folder
+    assert ui
+    settings = dict(_EXPORT.findall(said))
+    server = S3Server(
+        endpoint=settings["MLFLOW_S3_ENDPOINT_URL"],
+        access_key=settings["AWS_ACCESS_KEY_ID"],
+        secret_key=settings["AWS_SECRET_ACCESS_KEY"],
+    )
+    keys = [found["Key"] for found in s3_client(server).list_objects_v2(Bucket="mlflow")["Contents"]]
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(ui[1], timeout=10) as page:
+        assert page.status == 200
+    assert _left_behind(folder[1]), "the search for processes finds none that run"
     there = {name: sum(f"/{run}/" in key for key in keys) for name, _, run in _LOGGED.findall(said)}
     logged = {name: int(count) for name, count, _ in _LOGGED.findall(said)}
     kept = {name for name, cells in _proof(said).items() if cells[-1] == "unchanged"}
     assert there == {name: count if name in kept else 0 for name, count in logged.items()}
     assert len(kept) == 3
-    assert status == 200
-    assert running, "the search for processes finds none that run"
-    assert process.returncode == 0, complaints
-    assert "Traceback" not in complaints
-    assert "is removed" in rest
-    _assert_nothing_left(said)
+
+
+@pytest.mark.parametrize(("arguments", "waits"), [((), True), (("--no-wait",), False)])
+def test_it_waits_unless_it_is_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], *, waits: bool
+) -> None:
+    """``--no-wait`` ends with the story."""
+    played: list[str] = []
+    monkeypatch.setattr(story, "_on_stage", lambda *_: nullcontext())
+    monkeypatch.setattr(story, "_play", lambda _: played.append("the story"))
+    monkeypatch.setattr(story, "_wait", lambda _: played.append("the wait"))
+
+    ended = run("demo", *arguments)
+    assert ended.code == 0, ended.err
+    assert played == ["the story", *(["the wait"] if waits else [])]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

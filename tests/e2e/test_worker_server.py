@@ -718,10 +718,10 @@ def _starve(site: Site, pid: int) -> None:
 
 
 def test_sigterm_ends_a_worker_after_its_batch(site: Site, far: S3Server, tmp_path: Path) -> None:
-    """In the middle of 3,000 objects: exit 0, the lease is free, the journal tells exactly what is gone."""
+    """In the middle of 1,000 objects: exit 0, the lease is free, the journal tells exactly what is gone."""
     init(site, *NOW)
     experiment = site.experiment()
-    dead = [site.run(experiment, n_objects=20) for _ in range(150)]
+    dead = [site.run(experiment, n_objects=10) for _ in range(100)]
     before = site.snapshot()
     site.delete_experiment(experiment)
     unbraked = {"MLFLOW_ARTIFACT_GC_MAX_SHARE": "1", "MLFLOW_ARTIFACT_GC_CONCURRENCY": "1"}
@@ -739,7 +739,7 @@ def test_sigterm_ends_a_worker_after_its_batch(site: Site, far: S3Server, tmp_pa
     assert sorted(ends) == sorted(dead)
     for row in _counted(site):
         left = sum(one.owner == row.entity_id and key in remaining for key, one in site.objects.items())
-        assert row.deleted_objects == 20 - left, row
+        assert row.deleted_objects == 10 - left, row
         assert left == 0 or row.state == "pending", row
     assert select(site, "SELECT owner, until_ms FROM artifact_gc_lease") == [(None, 0)]
     assert select(site, "SELECT count(*) FROM artifact_gc_plans WHERE finished_ms IS NULL") == [(0,)]

@@ -14,7 +14,7 @@ from mlflow_artifact_gc import fence, references, sweeping
 from mlflow_artifact_gc.model import Reason
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.session import Reading, Session, open_session, read
-from tests.command import gc, init
+from tests.command import gc, init, run
 from tests.site import Site
 
 _ROWS = 4_000
@@ -86,6 +86,42 @@ def test_where_reading_is_slow_more_is_asked_for_at_once(
     monkeypatch.setattr(sweeping, "_BATCH", 4)
     monkeypatch.setattr(fence, "_CLAIMED_AT_ONCE", 3)
     monkeypatch.setattr(sweeping, "_SLOW_READ_S", 0.0 if slow else 60.0)
+    calls = _counted_readings(monkeypatch)
+    report = gc(site)
+
+    assert {row["id"]: row["outcome"] for row in report["results"]} == dict.fromkeys(dead, "swept")
+    assert len(calls) == 1 + readings  # one for the plan
+
+
+def test_a_hold_between_the_batches_of_a_portion_is_read_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keeps what it is on; not each listing that is left of the portion reads all references for itself."""
+    experiment = site.experiment()
+    dead = sorted(site.run(experiment, n_objects=1) for _ in range(28))
+    for run_id in dead:
+        site.delete_run(run_id)
+    init(site)
+    monkeypatch.setattr(sweeping, "_BATCH", 4)
+    monkeypatch.setattr(sweeping, "_SLOW_READ_S", 0.0)
+    calls = _counted_readings(monkeypatch)
+    acted: list[int] = []
+    act = sweeping._Sweep._act
+
+    def then_held(sweep: Any, *arguments: Any) -> None:
+        act(sweep, *arguments)
+        acted.append(1)
+        if len(acted) == 2:  # of the second portion, which has eight, the first batch
+            held = ("--run-id", dead[8], "--reason", "audit", "--author", "alice")
+            assert run("hold", "add", "--backend-store-uri", site.uri, *held).code == 0
+
+    monkeypatch.setattr(sweeping._Sweep, "_act", then_held)
+    report = gc(site)
+
+    ends = {row["id"]: row["outcome"] for row in report["results"]}
+    assert ends == {**dict.fromkeys(dead, "swept"), dead[8]: "protected"}
+    assert len(calls) == 1 + 3 + 1  # the plan, three portions, and what was left of the second
+
+
+def _counted_readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = references.read
 
@@ -94,7 +130,4 @@ def test_where_reading_is_slow_more_is_asked_for_at_once(
         return original(*arguments)
 
     monkeypatch.setattr(references, "read", counted)
-    report = gc(site)
-
-    assert {row["id"]: row["outcome"] for row in report["results"]} == dict.fromkeys(dead, "swept")
-    assert len(calls) == 1 + readings  # one for the plan
+    return calls

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, note, seed, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,8 @@ heads = st.sampled_from(
         "s3a://bucket/root/1/{id}/artifacts",
         "mlflow-artifacts:/1/{id}/artifacts",
         "mlflow-artifacts:/workspaces/team/1/{id}/artifacts",
+        "mlflow-artifacts:/workspaces/{id}/artifacts",
+        "s3://bucket/x/{id}/" + "a" * 16 + "\n" + "a" * 16 + "/artifacts",
         "mlflow-artifacts://host/1/{id}/artifacts",
         "file:///mlruns/1/{id}/artifacts",
         "",
@@ -68,7 +71,7 @@ stones = st.builds(
     heads,
     st.sampled_from([None, 0, CUTOFF_MS, CUTOFF_MS + 1]),
     st.sampled_from(["1", "2"]),
-    st.sampled_from(["default", "team"]),
+    st.sampled_from(["default", "team", "a" * 32]),
     st.sampled_from(
         [
             "s3://bucket/root/1",
@@ -120,6 +123,34 @@ def test_each_is_as_if_it_were_alone(tombstones: list[Tombstone], destination: D
         expected[stone.entity, stone.uri, stone.deleted_ms] = (place.location, reason, evidence)
     for line in made:
         assert (line.location, line.reason, line.evidence) == expected[line.entity, line.uri, line.deleted_ms]
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri", "workspace"),
+    [
+        # Readable because its id is its workspace's name; the next one's is not.
+        (EntityKind.RUN, "mlflow-artifacts:/workspaces/{id}/artifacts", "a" * 32),
+        # In the shape of a trace's once a newline is taken out, as urlparse does.
+        (EntityKind.TRACE, "s3://bucket/x/{id}/traces/tr-" + "a" * 16 + "\n" + "a" * 16 + "/artifacts", "default"),
+    ],
+)
+def test_what_makes_one_readable_may_be_its_id(kind: EntityKind, uri: str, workspace: str) -> None:
+    """The others of its group are asked for themselves, and are not where it would make them."""
+    prefix = "tr-" if kind is EntityKind.TRACE else ""
+    tombstones = [
+        Tombstone(
+            entity=Entity(kind=kind, id=prefix + digit * 32, experiment_id="1", workspace=workspace),
+            uri=uri.format(id=prefix + digit * 32),
+            deleted_ms=0,
+            experiment_uri="",
+        )
+        for digit in "ab"
+    ]
+    alone = [place_of(stone, DESTINATIONS[0]) for stone in tombstones]
+    assert [place.location is None for place in alone] == [False, True]
+
+    places = Places(Stones(tombstones), DESTINATIONS[0])
+    assert [places.place(position) for position in range(2)] == alone
 
 
 def test_one_of_many_is_protected() -> None:

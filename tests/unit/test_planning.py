@@ -349,6 +349,7 @@ def test_a_scope_bypasses_no_grace_and_no_reference(scope: Scope) -> None:
         (["mlflow-artifacts:/1/x"], "1"),
         (["mlflow-artifacts:/1/x", "https://host/api/2.0/mlflow-artifacts/artifacts/1", "s3://bucket/1"], "2"),
         (["mlflow-artifacts:/1/x"] * 1_234, "1,234"),
+        ([f"http://h/api/2.0/mlflow-artifacts/artifacts/{A}/artifacts"], "1"),
     ],
 )
 def test_a_proxied_tombstone_stops_the_plan_while_the_destination_is_unknown(uris: list[str], count: str) -> None:

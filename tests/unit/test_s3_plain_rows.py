@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mlflow_artifact_gc.s3 import connect, parsing, versions
 from mlflow_artifact_gc.s3.entries import Entry, Kind
+from mlflow_artifact_gc.s3.errors import BucketPaused, ListingIncomplete
 from mlflow_artifact_gc.s3.keys import PlusSign
 from mlflow_artifact_gc.s3.parsing import PAGE, BodyUnreadable, Page
 from mlflow_artifact_gc.s3.plain_rows import STAND_IN, take_out
@@ -158,7 +159,7 @@ class Body(BytesIO):
         yield self.read()
 
 
-def client_answering(monkeypatch: pytest.MonkeyPatch, *bodies: bytes) -> S3Client:
+def client_answering(monkeypatch: pytest.MonkeyPatch, *bodies: bytes, status: int = 200) -> S3Client:
     """A client that is answered with these, one after the other, without a network."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
@@ -166,7 +167,7 @@ def client_answering(monkeypatch: pytest.MonkeyPatch, *bodies: bytes) -> S3Clien
     waiting = list(bodies)
 
     def answer(request: Any, **_context: object) -> AWSResponse:
-        return AWSResponse(request.url, 200, HTTPHeaders(), Body(waiting.pop(0)))
+        return AWSResponse(request.url, status, HTTPHeaders(), Body(waiting.pop(0)))
 
     events: Any = client.meta.events
     events.register("before-send.s3", answer)
@@ -198,3 +199,14 @@ def test_an_error_in_a_success_is_asked_again(monkeypatch: pytest.MonkeyPatch) -
     client = client_answering(monkeypatch, error, whole[:-9], whole)
 
     assert [entry.key for entry in versions(client, "bucket", "p/")] == ["p/a"]
+
+
+@pytest.mark.parametrize(("look", "status"), [(True, 206), (False, 206), (False, 200)])
+def test_a_body_like_our_own_stub_is_no_page(monkeypatch: pytest.MonkeyPatch, status: int, *, look: bool) -> None:
+    """Neither with a status that is no answer, nor where botocore's look has another name by now."""
+    if not look:
+        monkeypatch.setattr(parsing, "_LOOK_FOR_ERROR", None)
+    client = client_answering(monkeypatch, b"<ListVersionsResult/>", status=status)
+
+    with pytest.raises((ListingIncomplete, BucketPaused)):
+        list(versions(client, "bucket", "p/"))
