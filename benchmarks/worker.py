@@ -400,11 +400,12 @@ def show_deletes(what: str, took: Sequence[float]) -> None:
     print(f"| {what} | {' | '.join(f'{one:.1f}' for one in shown)} |", flush=True)
 
 
-def users_deletes(make: Callable[[], Site], runs: int, live: int, number: int, interval_s: float) -> None:
+def users_deletes(kind: str, make: Callable[[], Site], wanted: argparse.Namespace) -> None:
     """Stock MLflow while nothing sweeps, and the hook while a worker sweeps."""
+    runs, live, number, interval_s = wanted.runs, wanted.live, wanted.deletes, wanted.interval_ms / 1000
     quiet, other, site = make(), make(), make()
     print(
-        f"\n### `delete_run` of another process on SQLite, {number} deletes at {interval_s * 1000:g} ms, "
+        f"\n### `delete_run` of another process on {kind}, {number} deletes at {interval_s * 1000:g} ms, "
         f"beside a sweep of {runs:,} runs of 5 objects, {live:,} live runs\n"
     )
     print("| | p50 ms | p99 ms | most ms |")
@@ -502,7 +503,8 @@ def measure(wanted: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
     if "gone" in wanted.only:
         delete_to_gone(sqlite(), folder)
     if "deletes" in wanted.only:
-        users_deletes(sqlite, wanted.runs, wanted.live, wanted.deletes, wanted.interval_ms / 1000)
+        users_deletes("SQLite", sqlite, wanted)
+        users_deletes("PostgreSQL", lambda: both()["PostgreSQL"], wanted)
 
 
 if __name__ == "__main__":
