@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.backlog import build
-from mlflow_artifact_gc import fence, references, sweeping
+from mlflow_artifact_gc import fence, planning, references, registry, sweeping
+from mlflow_artifact_gc.locations import Destination
 from mlflow_artifact_gc.model import Reason
 from mlflow_artifact_gc.policy import Scope
 from mlflow_artifact_gc.session import Reading, Session, open_session, read
@@ -131,3 +132,46 @@ def _counted_readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(references, "read", counted)
     return calls
+
+
+def test_what_a_hold_leads_to_is_read_at_once_the_next_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which registered model a hold is on is known only when the registry was read: twice at first, and then once."""
+    run_id = site.run(site.experiment(), n_objects=1)
+    site.register("churn", site.artifact_uri(run_id), run_id=run_id)
+    init(site)
+    held = ("--registered-model", "churn", "--reason", "audit", "--author", "alice")
+    assert run("hold", "add", "--backend-store-uri", site.uri, *held).code == 0
+    read_registry, sieve = registry.Registry.read, planning.Candidates([], Destination())
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return read_registry(*arguments)
+
+    monkeypatch.setattr(registry.Registry, "read", counted)
+    tracked = references.TrackingDatabase.probe(site.engine, models_follow_run=False)
+    counts: list[int] = []
+    for _ in range(2):
+        calls.clear()
+        references.read(tracked, site.engine, sieve)
+        counts.append(len(calls))
+
+    assert counts == [2, 1]
+
+
+@pytest.mark.parametrize("few", [1, 500])
+def test_versions_of_many_names_are_read_by_one_scan(site: Site, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """No index leads by the name. Copies of many models' versions: what they lead to is the same, by one query."""
+    experiment = site.experiment()
+    runs = [site.run(experiment) for _ in range(4)]
+    for number, run_id in enumerate(runs):
+        site.register(f"model-{number}", site.artifact_uri(run_id), run_id=run_id)
+        site.register(f"copy-{number}", f"models:/model-{number}/1")
+    monkeypatch.setattr(registry, "_FEW_NAMES", few)
+    with site.engine.connect() as connection, _seen(site.engine) as statements:
+        found = registry.Registry(connection).read(names=())
+
+    led = {reference.text for reference in found.references if "copy-" in reference.holder}
+    assert {site.artifact_uri(run_id) for run_id in runs} <= led
+    # The stream; what it leads to, which is models alone; their names.
+    assert len([one for one in statements if "FROM model_versions" in one]) == 3
