@@ -40,7 +40,7 @@ from tests.fakes3 import FakeS3, Fault, Kind, Request, fake_s3
 from tests.fakes3.faults import FOR_GOOD, OF_KEYS, OF_LISTINGS
 from tests.fakes3.keeping import Bucket, Upload, Version
 from tests.keepers import FOR_EVER, MODEL, Ended, Keepers
-from tests.site import DAY_MS, Content, Site, Snapshot
+from tests.site import DAY_MS, Content, Row, Site, Snapshot
 from tests.stock import mlflow_gc
 from tests.working import elapse, watched, worker
 
@@ -94,7 +94,8 @@ def planned(what: tuple[str, Kind], nth: int, times: int) -> Fault:
 
 NUMBER = st.integers(0, 2**32)
 MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc", "hold", "keep tag", "hold before the fence")
-OF_WHAT_IS_SWEPT = ("hold", "keep tag", "hold before the fence")
+OF_WHAT_HAS_NO_ROW = ("its row comes back", "it is written to", "hold", "keep tag", "hold before the fence")
+OF_WHAT_IS_SWEPT = (*MEANWHILE[-3:], *OF_WHAT_HAS_NO_ROW[:2])
 """What somebody does to the very entity that is about to go: of another it would show nothing."""
 MOST_KEPT = 3
 """So many holds, keep tags and foreign markers at a time: where all is kept nothing goes."""
@@ -197,6 +198,8 @@ class History(RuleBasedStateMachine):
         self.mishaps: list[BaseException] = []
         self.removed: list[State] = []
         self.about_to_go = ""
+        self.lost_rows: dict[str, tuple[Row, dict[str, Any]]] = {}
+        """Of runs whose row was removed by hand what the row was, and all that MLflow's table said."""
         self.seen_since: dict[tuple[Thing, int], int] = {}
         """Since when a search for orphans may have seen a thing, as it was written then; both in the history's time."""
         self.fake.kept.removed = self.note_removed
@@ -218,7 +221,9 @@ class History(RuleBasedStateMachine):
         shutil.copyfile(self.world.template, path)
         make = Site.proxied if proxied else Site.direct
         self.site = watched(make(f"sqlite:///{path}", self.fake.server, BUCKET))
-        self.keepers = Keepers(site=self.site, fake=self.fake, clock_ms=self.now, slack_ms=SLACK_MS)
+        self.keepers = Keepers(
+            site=self.site, fake=self.fake, clock_ms=self.now, slack_ms=SLACK_MS, lost=self.lost_among
+        )
         init(self.site, "--grace", "2d", "--min-object-age", "24h", "--action", self.action)
         _ = (self.site.experiment(), self.site.experiment())
         for number in range(3):
@@ -605,6 +610,8 @@ class History(RuleBasedStateMachine):
         """For all clocks."""
         self.count("jump")
         elapse(self.site, hours * HOUR_MS)
+        # S3's dates go back too, as no real server's do: what was seen of them has to follow, or nothing is as it was.
+        self.site.execute("UPDATE artifact_gc_sightings SET newest_ms = newest_ms - :ms", ms=hours * HOUR_MS)
         self.keepers.pass_(hours * HOUR_MS)
         self.fake.age(hours * HOUR_MS)
         self.now_ms += hours * HOUR_MS
@@ -615,7 +622,7 @@ class History(RuleBasedStateMachine):
     def something_sweeps(self, number: int) -> None:
         """Our command, a worker's turn, or MLflow's own command, with faults or somebody who acts meanwhile."""
         dice = self.dice(number)
-        what = dice.choice([*[self.gc, self.work] * 3, self.stock_gc, self.orphans])
+        what = dice.choice([*[self.gc, self.work] * 3, self.stock_gc, self.orphans, self.orphans])
         fault = interruption = None
         if dice.random() < 0.6:
             operation = dice.choice(OPERATIONS)
@@ -704,6 +711,10 @@ class History(RuleBasedStateMachine):
         self.lose_row(dice.randrange(2**16))
         owned = run("gc", *roots, "--own-roots", "--root", self.site.destination or self.site.artifact_root)
         assert owned.code in self.codes, owned.err
+        if interruption is not None and dice.random() < 0.7:
+            interruption = (dice.choice(OF_WHAT_HAS_NO_ROW), dice.randrange(4), dice.randrange(2**16))
+        if dice.random() < 0.5:
+            self.jump_by(25)
         for last in (False, True):
             self.note_orphans()
             act = self.ran(["gc", *roots, "--orphans", "--max-share", "1"])
@@ -722,16 +733,32 @@ class History(RuleBasedStateMachine):
 
     def lose_row(self, number: int) -> None:
         """The row of a run is removed by hand; its objects stay."""
-        stages = ("active", "deleted", "active")[number % 2 :][:2]
-        entity = self.pick(number, "run", stages[0]) or self.pick(number, "run", stages[1])
-        if entity is not None:
-            tables = ("tags", "params", "metrics", "latest_metrics", "runs")
+        things = self.things()
+        holding = {self.owner_of.get(thing.key) for thing in things}
+        rows = [row for row in self.snapshot.rows if row.kind == "run" and row.id in holding]
+        rows.sort(key=lambda row: self.order.get(row.id, 0))
+        if rows:
+            row = rows[number % len(rows)]
+            with self.site.engine.connect() as connection:
+                found = connection.execute(sa.text("SELECT * FROM runs WHERE run_uuid = :id"), {"id": row.id})
+                self.lost_rows[row.id] = (row, dict(found.mappings().one()))
 
             def act() -> None:
-                for table in tables:
-                    self.site.execute(f"DELETE FROM {table} WHERE run_uuid = :id", id=entity)
+                for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+                    self.site.execute(f"DELETE FROM {table} WHERE run_uuid = :id", id=row.id)
 
             self.user("lose a row", act)
+
+    def lost_among(self, snapshot: Snapshot) -> list[Row]:
+        """The runs that are known by what they left alone."""
+        there = {row.id for row in snapshot.rows}
+        return [row for entity, (row, _) in self.lost_rows.items() if entity not in there]
+
+    def bring_back(self, entity: str) -> None:
+        """Somebody puts the row of a run back, as it was."""
+        _, was = self.lost_rows[entity]
+        names = ", ".join(was)
+        self.site.execute(f"INSERT INTO runs ({names}) VALUES ({', '.join(f':{name}' for name in was)})", **was)
 
     def work(self, _dice: random.Random, fault: Fault | None, interruption: Interruption | None) -> None:
         """One turn of a new worker."""
@@ -922,18 +949,36 @@ class History(RuleBasedStateMachine):
             self.fake.before = before
 
     def looks_at_what_goes(self, request: Request) -> bool:
-        """Whether a request lists a deleted run, which is then ``about_to_go``."""
+        """Whether a request lists a deleted run, or a lost one, which is then ``about_to_go``."""
         prefix = request.values.get("prefix", "")
-        dead = [row.id for row in self.snapshot.rows if row.kind == "run" and row.stage == "deleted"]
-        self.about_to_go = next((entity for entity in dead if entity in prefix), "")
+        dead = [row for row in self.snapshot.rows if row.kind == "run" and row.stage == "deleted"]
+        going = [row.id for row in (*dead, *self.lost_among(self.snapshot))]
+        self.about_to_go = next((entity for entity in going if entity in prefix), "")
         return bool(self.about_to_go)
 
     def act_between(self, step: Step, what: str, number: int) -> None:
         """What somebody does in the middle of a sweep."""
+        self.world.did[f"meanwhile: {what}"] += 1
+        needed_besides: Mapping[str, str] = {}
+        if what not in OF_WHAT_IS_SWEPT:
+            self.act_on_any(step, what, number)
+        else:
+            lost = self.lost_among(self.snapshot)
+            going = [row for row in (*self.snapshot.rows, *lost) if row.id == self.about_to_go]
+            if going and what == "its row comes back" and going[0] in lost:
+                self.bring_back(going[0].id)
+                step.restored = {going[0].id}
+                needed_besides = dict.fromkeys(oracle._keys_named(self.site, going[0].uri), "its row")
+            elif going:
+                self.act_on(step, what, going[0], number, by_id=going[0] not in lost)
+        step.meanwhile = self.things()
+        self.snapshot = self._snapshot()
+        step.needed_meanwhile = {**self.untouchable(partly=step.partly), **needed_besides}
+
+    def act_on_any(self, step: Step, what: str, number: int) -> None:
+        """To one of all runs, or beside them."""
         dead = self.pick(number, "run", "deleted")
         live = self.pick(number, "run", "active")
-        going = [row for row in self.snapshot.rows if row.id == self.about_to_go]
-        self.world.did[f"meanwhile: {what}"] += 1
         if what == "restore" and dead is not None:
             self.try_to(lambda: self.site.restore_run(dead))
             step.restored = {dead}
@@ -941,10 +986,7 @@ class History(RuleBasedStateMachine):
             uri = f"{self.site.artifact_uri(dead)}/model"
             self.try_to(lambda: self.site.register(MODEL, uri, dead))
         elif what == "write" and dead is not None:
-            folder = self.site.key_of(self.site.artifact_uri(dead))
-            self.owner_of |= {f"{folder}/{path}": dead for path in ("meanwhile", "model/MLmodel")}
-            self.site.write(dead, self.site.artifact_uri(dead), {"meanwhile": 5, "model/MLmodel": 6})
-            step.written = {f"{folder}/"}
+            self.write_meanwhile(step, dead, self.site.artifact_uri(dead))
         elif what == "new run":
             self.make_run(number, 1)
         elif what == "delete" and live is not None:
@@ -954,16 +996,25 @@ class History(RuleBasedStateMachine):
             arguments = [*self.gc_arguments(now=not step.graced, metadata=False), "--time-budget", "0.2s"]
             ended = self.world.forks.run(arguments, self.fake.server.environ())
             assert ended.code in self.codes, ended.err
-        elif what in ("hold", "hold before the fence") and going:
-            by_place = ("location", going[0].uri)
-            by_id = [(going[0].kind, going[0].id)] if going[0].kind != "trace" else []
-            on, target = [("experiment", going[0].experiment_id), by_place, *by_id][number % (2 + len(by_id))]
+
+    def act_on(self, step: Step, what: str, going: Row, number: int, *, by_id: bool) -> None:
+        """To what is about to go."""
+        if what in ("hold", "hold before the fence"):
+            named = [(going.kind, going.id)] if by_id and going.kind != "trace" else []
+            targets = [("experiment", going.experiment_id), ("location", going.uri), *named]
+            on, target = targets[number % len(targets)]
             self.keepers.hold(self.elsewhere, on, target, None if number % 2 else 50)
-        elif what == "keep tag" and going:
-            self.try_to(lambda: self.keepers.tag("experiment", going[0].experiment_id, None, "true"))
-        step.meanwhile = self.things()
-        self.snapshot = self._snapshot()
-        step.needed_meanwhile = self.untouchable(partly=step.partly)
+        elif what == "it is written to":
+            self.write_meanwhile(step, going.id, going.uri)
+        elif what == "keep tag":
+            self.try_to(lambda: self.keepers.tag("experiment", going.experiment_id, None, "true"))
+
+    def write_meanwhile(self, step: Step, entity: str, uri: str) -> None:
+        """A new object and one that is written over, where a sweep is under way."""
+        folder = self.site.key_of(uri)
+        self.owner_of |= {f"{folder}/{path}": entity for path in ("meanwhile", "model/MLmodel")}
+        self.site.write(entity, uri, {"meanwhile": 5, "model/MLmodel": 6})
+        step.written = {f"{folder}/"}
 
     def elsewhere(self, arguments: Sequence[str]) -> Ended:
         """A command in a process of its own."""
@@ -1042,6 +1093,7 @@ class Step:
         """Nothing that was needed has gone, nothing too early, nothing too young."""
         left = self.left(after)
         rows = {row.id for row in self.snapshot.rows}
+        keys = {thing.key for thing in self.before}
         for thing, state in left.items():
             why = _needed_by(thing.key, self.needed)
             owner = history.owner_of.get(thing.key)
@@ -1056,6 +1108,8 @@ class Step:
             assert owner not in self.live, f"{self.what}: {thing} is gone, and its owner {owner} is live"
             if self.graced and known:
                 self.require_old(history, thing, state, owner)
+            elif self.graced:
+                assert thing.key in keys, f"{self.what}: {thing} is gone, and was written a moment ago"
             if rowless and known:
                 self.require_seen_before(history, owner)
         self.judge_meanwhile(history, after)
@@ -1071,7 +1125,8 @@ class Step:
     def require_old(self, history: History, thing: Thing, state: State, owner: str) -> None:
         now_ms = int(time.time() * 1000)
         dead_ms = history.dead_since.get(owner)
-        if dead_ms is not None:
+        # Without a row nothing can be restored: there is the quarantine instead.
+        if dead_ms is not None and not self.orphans:
             waited_ms = history.now() - dead_ms
             assert waited_ms >= GRACE_MS - SLACK_MS, (
                 f"{self.what}: {thing} is gone within its grace period: {waited_ms}"

@@ -76,6 +76,8 @@ class Keepers:
     fake: FakeS3
     clock_ms: Callable[[], int]
     slack_ms: int
+    lost: Callable[[Snapshot], list[Row]]
+    """Of what is known by what it left alone what its row was: an experiment's hold keeps it too."""
     made_in: dict[str, str] = field(default_factory=dict)
     """Of logged models the run that they were made in."""
     holds: dict[int, Keep] = field(default_factory=dict)
@@ -194,7 +196,7 @@ class Keepers:
         """Keys of folders that another database's marker keeps: what it lies in, and what lies around that."""
         for marker in self.markers:
             folder = marker.removesuffix(oracle.MARKER_NAME).rstrip("/")
-            for key in (folder, *_around(self.site, snapshot, folder)):
+            for key in (folder, *self._around(snapshot, folder)):
                 yield key, f"another database, by {marker},"
 
     def experiments(self) -> set[str]:
@@ -223,15 +225,23 @@ class Keepers:
             for key in oracle._keys_named(self.site, keep.target):
                 yield key
                 if not partly:
-                    yield from _around(self.site, snapshot, key)
+                    yield from self._around(snapshot, key)
         elif keep.on in ("registered_model", "model_version"):
             for version in self.site._select(self.site.registry_engine, _EVERY_VERSION, Version):
                 if keep.on == "registered_model" or str(version.version) == keep.target:
                     yield from oracle._keys_of(self.site, snapshot, version, partly=partly)
         else:
-            for row in snapshot.rows:
+            # A keep tag on a run goes with its row.
+            lost = [] if keep.on != "experiment" and keep.text else self.lost(snapshot)
+            for row in (*snapshot.rows, *lost):
                 if self._is_of(keep, row):
                     yield from oracle._keys_named(self.site, row.uri)
+
+    def _around(self, snapshot: Snapshot, inner: str) -> Iterator[str]:
+        """The keys of the folders of entities that contain another."""
+        for row in (*snapshot.rows, *self.lost(snapshot)):
+            if row.kind != "experiment":
+                yield from (key for key in oracle._keys_named(self.site, row.uri) if f"{inner}/".startswith(f"{key}/"))
 
     def _is_of(self, keep: Keep, row: Row) -> bool:
         if row.kind == "experiment":
@@ -239,13 +249,6 @@ class Keepers:
         if keep.on == "experiment":
             return row.experiment_id == keep.target
         return row.id == keep.target or (keep.on == "run" and self.made_in.get(row.id) == keep.target)
-
-
-def _around(site: Site, snapshot: Snapshot, inner: str) -> Iterator[str]:
-    """The keys of the folders of entities that contain another."""
-    for row in snapshot.rows:
-        if row.kind != "experiment":
-            yield from (key for key in oracle._keys_named(site, row.uri) if f"{inner}/".startswith(f"{key}/"))
 
 
 def _set_tag(site: Site, keep: Keep) -> None:

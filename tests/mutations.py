@@ -317,6 +317,46 @@ BREAKS = (
         new="for place, standing in found_at.items() if not place}",
         tests="tests/integration/test_clones_and_moves.py -k replaced",
     ),
+    Break(
+        name="quarantine",
+        what="an orphan goes at its second sighting, whenever that is",
+        file="leftovers.py",
+        old="if terms.now_ms < until_ms:",
+        new="if terms.now_ms < orphan.seen_ms:",
+        tests="tests/integration/test_orphans.py -k second_sighting",
+    ),
+    Break(
+        name="sighting",
+        what="what was written to since it was seen counts as seen",
+        file="sightings.py",
+        old="return held == self.held or (ours and less)",
+        new="return True",
+        tests="tests/integration/test_orphans.py -k written_to",
+    ),
+    Break(
+        name="row-back",
+        what="whether an orphan has a row by now is not asked before a batch",
+        file="fence.py",
+        old="        and line.entity.id not in there\n",
+        new="",
+        tests="tests/integration/test_orphans.py -k after_the_fence",
+    ),
+    Break(
+        name="orphan-written",
+        what="an orphan that was written to since it was seen is not postponed",
+        file="acting.py",
+        old="if orphan is not None and found.youngest_ms > (orphan.newest_ms or 0):",
+        new="if orphan is not None and found.youngest_ms < 0:",
+        tests="tests/integration/test_orphans.py -k between_the_plan",
+    ),
+    Break(
+        name="parts",
+        what="a part of a run that is needed goes along with what lies beside it",
+        file="packed.py",
+        old="needed=self._needed.get(position, ()),",
+        new="needed=(),",
+        tests="tests/integration/test_partial.py -k lies_beside",
+    ),
 )
 
 

@@ -141,14 +141,15 @@ def test_an_orphan_goes_at_its_second_sighting(owned: Site) -> None:
     shown = ran(owned, "--dry-run")
     assert "Noted" not in shown.out
     assert "Deleted in MLflow before" not in shown.out
-    first = hunt(owned)
+    first, early = hunt(owned), hunt(owned)
     wait(owned)
     dry = hunt(owned, "--dry-run")
     second = hunt(owned)
 
-    assert reasons(first) == dict.fromkeys(places, "quarantine")
+    assert reasons(first) == reasons(early) == dict.fromkeys(places, "quarantine")
     assert "not seen before" in evidence(first, places[0])
-    assert first["results"] == []
+    assert "in quarantine until" in evidence(early, places[0])
+    assert first["results"] == early["results"] == []
     assert reasons(dry) == dict.fromkeys(places, "due")
     assert outcomes(second) == dict.fromkeys(places, "swept")
     assert second["totals"]["aborted_uploads"] == 1
@@ -233,47 +234,69 @@ def test_what_is_written_to_begins_its_quarantine_again(owned: Site) -> None:
     assert reasons(hunt(owned)) == {gone: "quarantine"}
 
 
-@pytest.mark.parametrize("what", ["row", "experiment", "version", "hold", "object", "marker"])
-def test_what_comes_between_the_plan_and_the_fence_keeps_it(
-    owned: Site, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """A row from a backup, its experiment, a model version, a hold, one object more, another's marker: nothing goes."""
-    number = "777" if what == "experiment" else "1"
-    lost = lose(owned, f"mlruns/{number}/{new_id()}/artifacts/", 2)
-    free = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
-    hunt(owned)
-    wait(owned)
-    tick()
-    uri, id_ = f"s3://{owned.bucket}/{lost}", lost.split("/")[2]
+def act_of(site: Site, what: str, lost: str) -> Callable[[], object]:
+    """What somebody does to an orphan of experiment 1, or of 777, which is not there."""
+    uri, id_ = f"s3://{site.bucket}/{lost}", lost.split("/")[2]
     foreign = marker.Marker(database_id="another", epoch=1, fingerprint="sqlite:/elsewhere")
-    admit = fence.Fence.admit
     acts: dict[str, Callable[[], object]] = {
-        "row": lambda: owned.execute(
+        "row": lambda: site.execute(
             "INSERT INTO runs (run_uuid, experiment_id, lifecycle_stage, artifact_uri) VALUES (:id, 1, :stage, :uri)",
             stage="deleted",
             id=id_,
             uri=uri,
         ),
-        "experiment": lambda: owned.execute("UPDATE experiments SET experiment_id = 777 WHERE name = 'spare'"),
-        "version": lambda: owned.register("churn", f"{uri}model"),
-        "hold": lambda: run(
-            "hold", "add", "--backend-store-uri", owned.uri, "--reason", "x", "--location", uri
-        ),
-        "object": lambda: lose(owned, f"{lost}late/"),
-        "marker": lambda: marker.write(owned.client, Location(owned.bucket, f"mlruns/{number}/{id_}/"), foreign),
-    }  # fmt: skip
-    owned.experiment("spare")
+        "experiment": lambda: site.execute("UPDATE experiments SET experiment_id = 777 WHERE name = 'spare'"),
+        "version": lambda: site.register("churn", f"{uri}model"),
+        "hold": lambda: run("hold", "add", "--backend-store-uri", site.uri, "--reason", "x", "--location", uri),
+        "object": lambda: lose(site, f"{lost}late/"),
+        "marker": lambda: marker.write(site.client, Location(site.bucket, lost.removesuffix("artifacts/")), foreign),
+    }
+    site.experiment("spare")
+    return acts[what]
 
-    def late(self: fence.Fence, lines: Any) -> fence.Admission:
-        acts[what]()
-        return admit(self, lines)
 
-    monkeypatch.setattr(fence.Fence, "admit", late)
-    report = hunt(owned)
+@pytest.mark.parametrize(
+    ("what", "ends"),
+    [
+        ("row", "restored"),
+        ("experiment", "restored"),
+        ("version", "protected"),
+        ("hold", "protected"),
+        ("object", "postponed"),
+        ("marker", "foreign"),
+    ],
+)
+def test_what_comes_between_the_plan_and_the_fence_keeps_it(
+    owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
+) -> None:
+    """A row from a backup, its experiment, a model version, a hold, one object more, another's marker: nothing goes."""
+    lost = lose(owned, f"mlruns/{'777' if what == 'experiment' else '1'}/{new_id()}/artifacts/", 2)
+    free = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    wait(owned)
+    tick()
+    once_before(monkeypatch, fence.Fence, "admit", act_of(owned, what, lost))
 
-    ends = {"object": "postponed", "marker": "foreign", "row": "restored", "experiment": "restored"}
-    assert outcomes(report) == {lost: ends.get(what, "protected"), free: "swept"}
+    assert outcomes(hunt(owned)) == {lost: ends, free: "swept"}
     assert len(keys(owned, f"{lost}part-")) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "ends"), [("row", "restored"), ("experiment", "restored"), ("hold", "protected"), ("object", "postponed")]
+)
+def test_what_comes_after_the_fence_keeps_what_is_left(
+    owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
+) -> None:
+    """A row from a backup, its experiment, a hold, before the first batch: nothing goes. One object more stays."""
+    lost = lose(owned, f"mlruns/{'777' if what == 'experiment' else '1'}/{new_id()}/artifacts/", 2)
+    hunt(owned)
+    wait(owned)
+    tick()
+    once_before(monkeypatch, fence.Fence, "changed", act_of(owned, what, lost))
+
+    assert outcomes(hunt(owned)) == {lost: ends}
+    left = [key.removeprefix(lost) for key in keys(owned, lost)]
+    assert left == (["late/part-0"] if what == "object" else ["part-0", "part-1"])
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["before", "between the plan and the fence"])
