@@ -25,6 +25,7 @@ def test_random_histories(sqlite_template: Path) -> None:
     expected = {"gc", "worker", "mlflow gc", "crash of gc", "crash of worker", "jump", "restore run", "register"}
     assert expected <= met, "a history that does none of it proves nothing"
     assert world.did["locations swept"] >= STEPS // 50, world.did
+    assert world.did["orphaned things gone"], world.did
     assert world.did["faults met"] >= STEPS // 200, world.did
 
 
