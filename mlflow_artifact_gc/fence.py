@@ -43,7 +43,7 @@ _BEGUN_OTHERWISE: Final = (
     "it was begun as {0}, and only as that can it be taken back: finish it with --action {0} (the worker does so by "
     "itself), take it back with 'undo', or use --action purge"
 )
-_Noted = set[tuple[inbox.Subject, str]]
+_Noted = frozenset[tuple[inbox.Subject, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +82,11 @@ class Fence:
         self._lease_ms = lease_ms
         self._settings_ms = settings_ms
         self._noted_since_ms = plan.created_ms if noted_since_ms is None else noted_since_ms
-        # In the tracking database the hook refuses what comes after the claim; in another one nothing does.
+        # In the tracking database the hook refuses what names an id after the claim, and notes every registration; in
+        # another one nothing does.
         self._elsewhere = registry if registry is not tracked.engine else None
         self._registered: object = None
+        self._registrations: frozenset[int] = frozenset()
         self._held = 0
         self._valid_until = 0.0
         self._stop = threading.Event()
@@ -128,7 +130,7 @@ class Fence:
         """
         asked_s = time.monotonic()
         tombstones: list[Tombstone] = []
-        noted: _Noted = set()
+        noted: _Noted = frozenset()
         busy: dict[Location, str] = {}
         killed: set[Location] = set()
         mine = False
@@ -190,9 +192,11 @@ class Fence:
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._stones(connection, lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
-            # Before the references are read: who puts one on after that makes another number of them.
+            # Before the references are read: what comes after that makes another number of them, and another note.
             self._held = holds.count(connection)
-            return claim, tombstones, inbox.since(connection, self._noted_since_ms) | anew
+            news = inbox.since(connection, self._noted_since_ms)
+            self._registrations = news.registered
+            return claim, tombstones, news.touched | anew
 
         return database.written(self._engine, statements)
 
@@ -240,8 +244,8 @@ class Fence:
         with database.reading(self._engine) as connection:
             tombstones = self._stones(connection, lines)
             self._require_same_settings(connection)
-            noted = inbox.since(connection, self._noted_since_ms)
-        still, changed = self._split(lines, tombstones, noted)
+            news = inbox.since(connection, self._noted_since_ms)
+        still, changed = self._split(lines, tombstones, news.touched)
         admission = self._unreferenced(still, tombstones)
         return Admission(due=admission.due, rejected=(*changed, *admission.rejected))
 
@@ -249,6 +253,7 @@ class Fence:
         """The same for all that is still to be acted on: what counts from now on as new is what comes after this."""
         with database.reading(self._engine) as connection:
             self._held = holds.count(connection)
+            self._registrations = inbox.since(connection, self._noted_since_ms).registered
         if self._elsewhere is not None:
             self._registered = model_registry.state(self._elsewhere)
         return self.recheck(lines)
@@ -257,9 +262,12 @@ class Fence:
     def outdated(self) -> bool:
         """Whether each look before a batch would read all references again: a hold was put on, or a version made."""
         with database.reading(self._engine) as connection:
-            if holds.count(connection) != self._held:
+            if holds.count(connection) != self._held or self._registered_since(connection):
                 return True
         return self._elsewhere is not None and model_registry.state(self._elsewhere) != self._registered
+
+    def _registered_since(self, connection: Connection) -> bool:
+        return not inbox.since(connection, self._noted_since_ms).registered <= self._registrations
 
     def _unreferenced(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Admission:
         if not lines:
@@ -323,21 +331,21 @@ class Fence:
             now_ms = database.clock_ms(connection)
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
-            noted = inbox.since(connection, self._noted_since_ms)
-            held_anew = holds.count(connection) != self._held
+            news = inbox.since(connection, self._noted_since_ms)
+            needed_anew = holds.count(connection) != self._held or not news.registered <= self._registrations
             experiments = {line.entity.experiment_id for line in lines}
             # Of an orphan the path may not tell the experiment: then it may be any that is kept.
             kept = self._tracked.on(connection).kept_experiments(experiments if all(experiments) else None)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
-        still, restored = self._split(lines, tombstones, noted)
-        protected = self._protected_since(still, tombstones, held_anew=held_anew or bool(kept))
+        still, restored = self._split(lines, tombstones, news.touched)
+        protected = self._protected_since(still, tombstones, needed_anew=needed_anew or bool(kept))
         return {result.decision: result for result in (*lost, *restored, *protected)}
 
     def _protected_since(
-        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], *, held_anew: bool
+        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], *, needed_anew: bool
     ) -> Sequence[SweepResult]:
-        """What somebody has put a hold or a keep tag on since, or a registry in another database needs since."""
-        if not held_anew and (self._elsewhere is None or model_registry.state(self._elsewhere) == self._registered):
+        """What somebody has put a hold or a keep tag on since, or the registry needs since, here or elsewhere."""
+        if not needed_anew and (self._elsewhere is None or model_registry.state(self._elsewhere) == self._registered):
             return ()
         return self._unreferenced(lines, tombstones).rejected
 

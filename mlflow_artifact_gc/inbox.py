@@ -187,12 +187,24 @@ def some(connection: Connection, *, after: int = 0, limit: int = _ROWS) -> list[
     return [_note(row) for row in connection.execute(query).mappings()]
 
 
-def since(connection: Connection, recorded_ms: int) -> set[tuple[Subject, str]]:
-    """What was deleted or restored from that moment on (the database's clock), and waits in the inbox."""
-    query = sa.select(inbox.c.entity_kind, inbox.c.entity_id).where(
-        inbox.c.recorded_ms >= recorded_ms, inbox.c.event.in_((Event.DELETED, Event.RESTORED))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class News:
+    """What waits in the inbox: what was deleted or restored, and the numbers of the notes of what was registered."""
+
+    touched: frozenset[tuple[Subject, str]] = frozenset()
+    registered: frozenset[int] = frozenset()
+
+
+def since(connection: Connection, recorded_ms: int) -> News:
+    """What has happened from that moment on (the database's clock), and waits in the inbox."""
+    query = sa.select(inbox.c.id, inbox.c.event, inbox.c.entity_kind, inbox.c.entity_id).where(
+        inbox.c.recorded_ms >= recorded_ms, inbox.c.event.in_((Event.DELETED, Event.RESTORED, Event.REGISTERED))
     )
-    return {(Subject(kind), id_) for kind, id_ in connection.execute(query)}
+    rows = connection.execute(query).all()
+    return News(
+        touched=frozenset((Subject(kind), id_) for _, event, kind, id_ in rows if event != Event.REGISTERED),
+        registered=frozenset(number for number, event, _, _ in rows if event == Event.REGISTERED),
+    )
 
 
 def settings_ms(connection: Connection) -> int | None:

@@ -34,20 +34,28 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """What an intake has changed: what waits from now on, and whether the registry has changed."""
+    """What an intake has changed: what waits from now on, and whether the registry has changed.
+
+    ``left``: the numbers of notes that were worked off, and stay for a sweep that is under way.
+    """
 
     expected: tuple[journal.Expected, ...] = ()
     registry_changed: bool = False
+    left: frozenset[int] = frozenset()
 
 
 class Intake:
     """Fills the journal for one site."""
 
-    def __init__(self, session: Session, *, grace_ms: int, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, session: Session, *, grace_ms: int, stopped: Callable[[], bool], left: frozenset[int] = frozenset()
+    ) -> None:
+        """``left``: the numbers of notes that an earlier intake has worked off, and left where they are."""
         self._session = session
         self._engine = session.engine
         self._grace_ms = grace_ms
         self._stopped = stopped
+        self._left = left
 
     def drain(self) -> Taken:
         """Work off the inbox; a crash half-way does it again.
@@ -57,21 +65,28 @@ class Intake:
         """
         expected: list[journal.Expected] = []
         registry_changed = False
+        after, left = 0, set[int]()
         while not self._stopped():
             with database.reading(self._engine) as connection:
-                notes = inbox.some(connection)
-            if not notes:
+                some = inbox.some(connection, after=after)
+            if not some:
                 break
+            after = some[-1].id
+            notes = [note for note in some if note.id not in self._left]
             expected += self._work_off(notes)
             expected += self._held([int(note.entity_id) for note in notes if note.subject is Subject.HOLD])
             registry_changed |= any(note.subject in inbox.NEEDING for note in notes)
             with database.writing(self._engine) as connection:
-                inbox.drained(connection, [note.id for note in notes])
+                # Whoever has a claim reads before each of his batches what was registered since (``Fence``).
+                needed = journal.is_anything_swept(connection)
+                stays = {note.id for note in some if needed and note.event is Event.REGISTERED}
+                inbox.drained(connection, [note.id for note in some if note.id not in stays])
+            left |= stays
         if registry_changed:
             with database.writing(self._engine) as connection:
                 now_ms = database.clock_ms(connection)
                 agenda.wake_protected(connection, grace_ms=self._grace_ms, now_ms=now_ms)
-        return Taken(expected=tuple(expected), registry_changed=registry_changed)
+        return Taken(expected=tuple(expected), registry_changed=registry_changed, left=frozenset(left))
 
     def scan(self) -> Taken:
         """Find what the hook could not see: deletions by clients without it, or while our tables were not there."""

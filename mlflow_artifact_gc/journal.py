@@ -418,6 +418,15 @@ def being_swept(connection: Connection, texts: Iterable[str]) -> list[str]:
     return [f"{kind.replace('_', ' ')} {id_}" for kind, id_ in connection.execute(query)]
 
 
+def is_anything_swept(connection: Connection) -> bool:
+    """Whether any claim is in force."""
+    claimed = sa.exists().where(
+        intents.c.state == State.SWEEPING,
+        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+    )
+    return bool(connection.execute(sa.select(claimed)).scalar())
+
+
 def claimed_for_ms(connection: Connection, lines: Sequence[Decision], now_ms: int) -> int:
     """How long it takes at most until the claims on ``lines`` have run out, if nobody renews them."""
     ends = [0]

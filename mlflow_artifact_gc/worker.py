@@ -72,6 +72,7 @@ class Worker:
         self._scanned = False
         self._unexplained: list[journal.Expected] = []
         self._kept_anew = False
+        self._left: frozenset[int] = frozenset()
         self._explain_s = float("-inf")
         self._renew_s = float("inf")
         self._said = ""
@@ -277,12 +278,13 @@ class Worker:
         if session is None:
             raise AssertionError
         terms = self._terms(session)
-        intake = Intake(session, grace_ms=terms.grace_ms, stopped=halt.is_set)
+        intake = Intake(session, grace_ms=terms.grace_ms, stopped=halt.is_set, left=self._left)
         if self._graced_ms != self._settings_ms:
             # Also those of another worker: whatever it put off is looked at anew.
             intake.date_anew()
             self._graced_ms = self._settings_ms
         taken = intake.drain()
+        self._left = taken.left
         self._unexplained += taken.expected
         self._kept_anew |= taken.registry_changed
         if scan:

@@ -23,6 +23,7 @@ from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import DatabaseUnusable, RootRefused
 from mlflow_artifact_gc.worker import Assignment, Worker, describe
 from tests.command import gc, init, outcomes, run
+from tests.integration.test_attack_sweep import once_before
 from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 from tests.working import NOW, intents, left, shift, tags, turn, watched, worker
@@ -387,3 +388,61 @@ def test_a_password_that_is_not_escaped_is_not_shown(uri: str) -> None:
     with pytest.raises(DatabaseUnusable, match="%2F") as refused:
         database.open_engine(uri)
     assert "tr0ub4dor" not in str(refused.value)
+
+
+# Registered after the claim, by a text that does not say whose it is
+
+
+def _imported(site: Site) -> tuple[str, str]:
+    """A deleted run with an id that MLflow does not make; the id, and what is registered then."""
+    uri = f"{site.artifact_root}/{site.experiment()}/imported_1/artifacts"
+    site.execute(
+        "INSERT INTO runs (run_uuid, name, lifecycle_stage, experiment_id, artifact_uri, deleted_time, status)"
+        " VALUES ('imported_1', 'old', 'deleted', :experiment, :uri, 1, 'FINISHED')",
+        experiment=int(uri.split("/")[-3]),
+        uri=uri,
+    )
+    site.write("imported_1", uri, {f"model/{number}": 5 for number in range(OBJECTS)})
+    return "imported_1", f"{uri}/model"
+
+
+def _around(site: Site) -> tuple[str, str]:
+    """A deleted run, and its experiment's folder."""
+    experiment = site.experiment()
+    dead = site.run(experiment, n_objects=OBJECTS)
+    site.delete_run(dead)
+    return dead, f"{site.artifact_root}/{experiment}"
+
+
+def _model_of_run(site: Site) -> tuple[str, str]:
+    """A deleted logged model, and a path in the live run that it was made in: MLflow looks for it there too."""
+    experiment = site.experiment()
+    run_id = site.run(experiment)
+    model = site.logged_model(experiment, run_id, n_objects=OBJECTS)
+    site.delete_logged_model(model)
+    return model, f"runs:/{run_id}/model"
+
+
+@pytest.mark.parametrize("drained", [False, True], ids=["", "the worker drains the inbox"])
+@pytest.mark.parametrize(
+    "make", [_imported, _around, pytest.param(_model_of_run, marks=pytest.mark.needs("logged_models"))]
+)
+def test_a_registration_that_does_not_say_the_id_is_seen_before_the_next_batch(
+    hooked: Site, monkeypatch: pytest.MonkeyPatch, make: Callable[[Site], tuple[str, str]], *, drained: bool
+) -> None:
+    """The hook, which looks for ids, lets it pass; the sweep reads everything again and deletes nothing."""
+    init(hooked, *GRACE)
+    dead, source = make(hooked)
+
+    def act() -> None:
+        hooked.register("churn", source)
+        if drained:
+            turn(hooked)
+            turn(hooked)
+
+    acted = once_before(monkeypatch, fence.Fence, "changed", act)
+    report = gc(hooked, "--include-undated")
+
+    assert acted
+    assert outcomes(report) == {dead: "protected"}
+    assert len(left(hooked, dead)) == OBJECTS
