@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,6 +15,20 @@ from mlflow_artifact_gc.keeping import Hold, HoldKind
 from mlflow_artifact_gc.tables import holds, intents
 
 _IN_LIMIT: Final = 500
+_SWEPT: Final = (journal.State.SWEPT, journal.State.CLOSED)
+
+
+class Late(StrEnum):
+    """What a hold comes too late for."""
+
+    GONE = "gone"
+    IN_PART = "in part"
+    """A sweep has deleted something of it, and ended for some reason."""
+    WAITS = "waits"
+    """It is hidden or tagged."""
+    BEING_SWEPT = "being swept"
+    CUT_OFF = "cut off"
+    """Whoever swept it was killed, or cannot say how far he came."""
 
 
 def add(
@@ -65,22 +80,28 @@ def some(connection: Connection, ids: Sequence[int]) -> dict[int, Hold]:
     return found
 
 
-def too_late(connection: Connection, kind: HoldKind, targets: Sequence[str], now_ms: int) -> dict[journal.State, int]:
-    """What a hold comes too late for: how many locations of these were swept, wait for S3, or are being swept."""
+def too_late(connection: Connection, kind: HoldKind, targets: Sequence[str], now_ms: int) -> dict[Late, int]:
+    """What a hold comes too late for: of how many locations of these something is gone, hidden or tagged, or may be."""
     column = {HoldKind.RUN: intents.c.entity_id, HoldKind.LOGGED_MODEL: intents.c.entity_id}
     column[HoldKind.EXPERIMENT] = intents.c.experiment_id
     if kind not in column:
         return {}
-    found: Counter[journal.State] = Counter()
-    lost = sa.or_(
-        intents.c.state.in_((journal.State.SWEPT, journal.State.CLOSED, journal.State.WAITING)),
-        sa.and_(intents.c.state == journal.State.SWEEPING, intents.c.claimed_until_ms > now_ms),
+    sweeping = intents.c.state == journal.State.SWEEPING
+    gone = sa.or_(*(intents.c[name] > 0 for name in journal.COUNTS))
+    late = sa.case(
+        (intents.c.state.in_(_SWEPT), Late.GONE.value),
+        (sa.and_(sweeping, intents.c.claimed_until_ms > now_ms), Late.BEING_SWEPT.value),
+        (intents.c.acted_from_ms.is_not(None), Late.WAITS.value),
+        (sweeping, Late.CUT_OFF.value),
+        (gone, Late.IN_PART.value),
+        else_=None,
     )
+    found: Counter[Late] = Counter()
     for start in range(0, len(targets), _IN_LIMIT):
         mine = column[kind].in_(targets[start : start + _IN_LIMIT])
-        query = sa.select(intents.c.state, sa.func.count()).where(mine, lost).group_by(intents.c.state)
-        for state, number in connection.execute(query):
-            found[journal.State(state)] += number
+        for name in connection.scalars(sa.select(late).where(mine)):
+            if name is not None:
+                found[Late(name)] += 1
     return dict(found)
 
 

@@ -555,7 +555,7 @@ def blank(one: Expected, key: str, now_ms: int) -> dict[str, Any]:
         "state": State.PENDING,
         "state_ms": now_ms,
         "attempts": 0,
-        **dict.fromkeys(_COUNTS, 0),
+        **dict.fromkeys(COUNTS, 0),
     }
 
 
@@ -569,7 +569,8 @@ def entity_of(row: sa.RowMapping) -> Entity:
     )
 
 
-_COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
+COUNTS: Final = ("deleted_objects", "deleted_versions", "deleted_markers", "deleted_bytes", "aborted_uploads")
+"""What has left the bucket, in all that was ever swept there."""
 
 
 def lock(connection: Connection, mine: sa.ColumnElement[bool]) -> None:
@@ -629,7 +630,7 @@ def record(connection: Connection, results: Iterable[SweepResult], *, owner: str
     if not rows:
         return
     holders = _intent_holders(connection, [row["key"] for row in rows])
-    counts = {name: intents.c[name] + sa.bindparam(f"n_{name}") for name in _COUNTS}
+    counts = {name: intents.c[name] + sa.bindparam(f"n_{name}") for name in COUNTS}
     mine = intents.c.location_sha256 == sa.bindparam("key")
     ours = [row for row in rows if holders.get(row["key"]) == owner]
     if len(ours) < len(rows):
@@ -727,7 +728,7 @@ def _recorded(result: SweepResult, now_ms: int) -> dict[str, Any]:
         "n_waiting_objects": result.waiting_objects,
         "n_waiting_bytes": result.waiting_bytes,
         "tried": int(result.outcome in (Outcome.FAILED, Outcome.UNKNOWN)),
-        **{f"n_{name}": getattr(result, name) for name in _COUNTS},
+        **{f"n_{name}": getattr(result, name) for name in COUNTS},
     }
 
 

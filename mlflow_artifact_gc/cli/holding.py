@@ -15,6 +15,7 @@ from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.cli import render
 from mlflow_artifact_gc.cli.output import Grid, Output
 from mlflow_artifact_gc.errors import NotOnS3, TablesNotReady, UnreadableUri, UsageError
+from mlflow_artifact_gc.holds import Late
 from mlflow_artifact_gc.keeping import Hold, HoldKind
 from mlflow_artifact_gc.locations import DEFAULT_WORKSPACE, Location, proxied_path
 from mlflow_artifact_gc.quantities import parse_end, show_instant, show_minute, show_until
@@ -32,11 +33,12 @@ _OPTIONS: Final = {
 }
 _LONGEST: Final = {"author": 255, "reason": 2_000, "target": 2_048}
 _LARGEST: Final = 2**63 - 1
-_STATES: Final = {
-    journal.State.SWEPT: "have gone already",
-    journal.State.CLOSED: "have gone already",
-    journal.State.WAITING: "were hidden or tagged before, and are to be taken back by the worker or 'gc' in time",
-    journal.State.SWEEPING: "are being swept at this moment",
+_LATE: Final = {
+    Late.GONE: "have gone already",
+    Late.IN_PART: "have gone in part already",
+    Late.WAITS: "were hidden or tagged before, and are to be taken back by the worker or 'gc' in time",
+    Late.BEING_SWEPT: "are being swept at this moment",
+    Late.CUT_OFF: "were being swept when that was cut off, and something there may be gone",
 }
 
 
@@ -65,7 +67,7 @@ def add(*, output: str, **options: Any) -> None:
     # Once it is committed: whoever does not see the hold has claimed before, and is seen here.
     with database.reading(engine) as connection:
         too_late = holds.too_late(connection, kind, [*targets, *along], database.clock_ms(connection))
-    warnings = [_too_late(state, count) for state, count in sorted(too_late.items())]
+    warnings = [_too_late(late, too_late[late]) for late in Late if late in too_late]
     if output == "json":
         listed = [_document(one, made[0].created_ms) for one in made]
         render.print_json({"command": "hold", "added": listed, "warnings": warnings})
@@ -182,9 +184,9 @@ def _require_place(uri: str, given: str | None, of_site: str | None) -> None:
         ) from error
 
 
-def _too_late(state: journal.State, count: int) -> str:
+def _too_late(late: Late, count: int) -> str:
     places = render.plural(count, "location")
-    return f"too late for some of it: {places} {_STATES[state] if count > 1 else _one(_STATES[state])}."
+    return f"too late for some of it: {places} {_LATE[late] if count > 1 else _one(_LATE[late])}."
 
 
 def _one(words: str) -> str:

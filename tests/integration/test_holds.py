@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from mlflow_artifact_gc import fence, purging, s3
+from mlflow_artifact_gc import fence, journal, purging, references, s3, sweeping
 from tests.abilities import needs
 from tests.command import NOW, Ran, evidence, gc, init, outcomes, reasons, run
 from tests.oracle import assert_bucket_sound
@@ -22,7 +19,7 @@ from tests.servers import S3Server
 from tests.site import DAY_MS, Site
 from tests.stock import mlflow_gc
 from tests.working import NOW as AT_ONCE
-from tests.working import left, shift, tags, turn, watched
+from tests.working import elapse, left, shift, tags, turn, watched, worker
 
 MakeSite = Callable[[Site], Site]
 KEEP = "artifact_gc.keep"
@@ -291,7 +288,6 @@ def test_what_is_tagged_stays(any_site: Site) -> None:
 
 def test_reading_keep_tags_costs_the_same_for_one_and_for_many(moto_site: Site) -> None:
     """A query for each of MLflow's tables of tags, not one for each run."""
-    from mlflow_artifact_gc import references
     from mlflow_artifact_gc import registry as model_registry
 
     site = moto_site
@@ -443,28 +439,81 @@ def test_a_hold_on_something_else_stops_no_sweep(moto_site: Site, monkeypatch: p
     assert_bucket_sound(site, report, before)
 
 
-def test_a_hold_that_does_not_say_that_it_is_late_is_in_time(any_site: Site, rng: random.Random) -> None:
-    """Beside a ``gc`` that is a process of its own, at any moment of it: all of the run is there, or it was said."""
+MOMENTS: tuple[tuple[Any, str, bool], ...] = (
+    (fence.Fence, "_claim", False),
+    (fence.Fence, "_claim", True),
+    (references, "read", True),
+    (fence.Fence, "changed", False),
+    (fence.Fence, "changed", True),
+    (s3, "delete", True),
+    (sweeping._Sweep, "_record", False),
+    (sweeping._Sweep, "_record", True),
+)
+"""In the order in which a sweep comes by: a function, and whether it has returned already."""
+
+
+def test_a_hold_that_does_not_say_that_it_is_late_is_in_time(any_site: Site) -> None:
+    """At each moment of a ``gc``: all of the run is there, or it was said."""
     site = any_site
     experiment = site.experiment()
     site.run(experiment, n_objects=1)
-    runs = [site.run(experiment, n_objects=2) for _ in range(12)]
-    for run_id in runs:
-        site.delete_run(run_id)
     init(site)
-    command = [sys.executable, "-m", "mlflow_artifact_gc", "gc", "--backend-store-uri", site.uri, "--yes", *NOW]
-    environ = {**os.environ, **site.s3.environ()}
-    told: dict[str, str] = {}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for run_id in runs:
-            if process.poll() is not None:
-                break
-            told[run_id] = hold(site, "add", "--run-id", run_id, "--reason", "r").err
-            time.sleep(rng.random() * 0.15)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    assert [run_id for run_id, late in told.items() if not late and len(left(site, run_id)) < 2] == []
-    assert [run_id for run_id in runs if run_id not in told and left(site, run_id)] == []
+    was_late: list[bool] = []
+    for owner, name, after in MOMENTS:
+        dead = site.run(experiment, n_objects=2)
+        site.delete_run(dead)
+        told: list[Ran] = []
+        with pytest.MonkeyPatch.context() as patched:
+            act = partial(hold, site, "add", "--run-id", dead, "--reason", "r")
+            at_the_moment(patched, owner, name, act, told, after=after)
+            gc(site)
+        late = told[0].err
+        assert late or len(left(site, dead)) == 2, (name, after)
+        was_late.append(bool(late))
+    assert was_late[0] is False, "before the claim it comes in time"
+    assert all(was_late[-3:]), "when something is gone, it is said"
+
+
+def at_the_moment(
+    patched: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[], Ran], told: list[Ran], *, after: bool
+) -> None:
+    """Have ``act`` run once, before ``owner.name`` is first called or after it has returned; ``told`` gets its end."""
+    original = getattr(owner, name)
+
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        answer = original(*arguments, **named) if after else None
+        if not told:
+            told.append(act())
+        return answer if after else original(*arguments, **named)
+
+    patched.setattr(owner, name, wrapper)
+
+
+def test_a_hold_on_what_is_gone_in_part_says_so(moto_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended the sweep half-way: another hold, or a needed part; and where it was killed, that is said too."""
+    site = moto_site
+    experiment = site.experiment()
+    dead, partly, killed = (site.run(experiment, n_objects=25) for _ in range(3))
+    init(site)
+    site.register("churn", f"{site.artifact_uri(partly)}/data/part-000000.bin")
+    site.delete_run(partly)
+    gc(site, "--partial")
+    site.delete_run(dead)
+    _between_two_batches(monkeypatch, lambda: put(site, "--run-id", dead))
+    assert outcomes(gc(site))[dead] == "protected"
+    site.delete_run(killed)
+    monkeypatch.setattr(sweeping._Sweep, "_record", lambda *_: None)
+    monkeypatch.setattr(journal, "release", lambda *_, **_how: None)
+    gc(site, "--run-ids", killed)
+    site.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1 WHERE claimed_until_ms IS NOT NULL")
+
+    part = "Note: too late for some of it: 1 location has gone in part already.\n"
+    said = [hold(site, "add", "--run-id", one, "--reason", "late").err for one in (dead, partly, killed)]
+    assert said[:2] == [part] * 2
+    assert said[2] == (
+        "Note: too late for some of it: 1 location was being swept when that was cut off, and something there may be "
+        "gone.\n"
+    )
 
 
 # The worker
@@ -754,3 +803,61 @@ def test_without_our_tables_nothing_can_be_held(moto_site: Site) -> None:
     for arguments in (("ls",), ("rm", "1"), ("add", "--run-id", "x", "--reason", "r")):
         ran = hold(moto_site, *arguments, expect=5)
         assert "run 'mlflow-artifact-gc init" in ran.err
+
+
+# What changes of itself
+
+
+def test_a_keep_tag_follows_a_model_that_is_renamed(moto_site: Site) -> None:
+    """With its versions, deleted ones too: what they point at stays, and the plan says the new name."""
+    from mlflow.entities.model_registry import RegisteredModelTag
+
+    site = moto_site
+    experiment = site.experiment()
+    kept, free = (site.run(experiment, n_objects=1) for _ in range(2))
+    for name, run_id in (("churn", kept), ("fraud", free)):
+        _registered_and_deleted(site, name, run_id)
+        site.delete_run(run_id)
+    site.registry.set_registered_model_tag("churn", RegisteredModelTag(KEEP, "true"))
+    for name in ("churn", "fraud"):
+        site.registry.rename_registered_model(name, f"{name} v2")
+    init(site)
+    before = site.snapshot()
+    report = gc(site)
+
+    assert outcomes(report) == {free: "swept"}
+    assert evidence(report, kept).startswith("keep tag of registered model churn v2")
+    assert_bucket_sound(site, report, before)
+
+
+def test_what_keeps_nothing_any_more_is_seen_within_six_hours(hooked: Site) -> None:
+    """Nobody tells the worker that a hold has ended by itself, or that a keep tag is gone: it looks again in time."""
+    site = hooked
+    init(site, *AT_ONCE)
+    experiment = site.experiment()
+    ended, untagged, kept = (site.run(experiment, n_objects=1) for _ in range(3))
+    run_tag(site, untagged, "true")
+    put(site, "--run-id", ended, "--until", "1h")
+    put(site, "--run-id", kept, "--until", "7h")
+    # One worker: a new one looks at everything at once.
+    one = worker(site)
+    try:
+        one.turn()
+        for dead in (ended, untagged, kept):
+            site.delete_run(dead)
+        one.turn()
+        # By hand: MLflow changes no tag of a deleted run.
+        site.execute("DELETE FROM tags WHERE tags.key = :key", key=KEEP)
+        one.turn()
+        assert [len(left(site, dead)) for dead in (ended, untagged, kept)] == [1, 1, 1]
+        elapse(site, 6 * 3_600_000 + 60_000)
+        report = one.turn()
+    finally:
+        one.close()
+
+    assert report is not None
+    assert {result.decision.entity.id: result.outcome for result in report.results} == {
+        ended: "swept",
+        untagged: "swept",
+    }
+    assert [len(left(site, dead)) for dead in (ended, untagged, kept)] == [0, 0, 1]
