@@ -6,7 +6,8 @@ A plain late write is in ``test_worker.py`` (``test_a_second_look_finds_late_wri
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -75,34 +76,45 @@ def test_each_late_writer_is_found_by_the_second_look(site: Site) -> None:
     assert {item for item in site.items() if live in item.key} == before
 
 
+@contextmanager
+def ageing(
+    uri: str, make_site: MakeSite, patched: pytest.MonkeyPatch, action: str, grace: str
+) -> Iterator[tuple[Site, Callable[[float], None]]]:
+    """A site with an action and a grace period, on an S3 where time can pass; and what lets so many days pass."""
+    with fake_s3() as fake:
+        for name, value in fake.server.environ().items():
+            patched.setenv(name, value)
+        fake.make_bucket("late").versioning = "Enabled" if action == "hide" else ""
+        site = watched(make_site(Site.direct(uri, fake.server, "late")))
+        init(site, "--grace", grace, "--min-object-age", "24h", "--action", action)
+        site.experiment()
+        if action == "tag":
+            assert run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes").code == 0
+
+        def days_pass(days: float) -> None:
+            fake.age(int(days * DAY_MS))
+            elapse(site, int(days * DAY_MS))
+
+        yield site, days_pass
+
+
 @pytest.mark.parametrize("action", ["purge", "hide", "tag"])
 def test_what_came_late_and_is_young_is_reported_and_looked_at_again(
     action: str, sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After any action: within the minimum age it stays as it is, and goes the same way once it is old enough."""
-    with fake_s3() as fake:
-        for name, value in fake.server.environ().items():
-            monkeypatch.setenv(name, value)
-        fake.make_bucket("late").versioning = "Enabled" if action == "hide" else ""
-        site = watched(make_site(Site.direct(sqlite_uri, fake.server, "late")))
-        end = "swept" if action == "purge" else "waiting"
-
-        def days_pass(days: float) -> None:
-            fake.age(int(days * DAY_MS))
-            elapse(site, int(days * DAY_MS))
+    end = "swept" if action == "purge" else "waiting"
+    with ageing(sqlite_uri, make_site, monkeypatch, action, "0s") as (site, days_pass):
 
         def touched(entity: str) -> dict[str, bool]:
             """Of each object that is shown, whether it has a tag."""
             keys = sorted(key for key in site.snapshot().keys if entity in key)
             return {key: bool(site.client.get_object_tagging(Bucket="late", Key=key)["TagSet"]) for key in keys}
 
-        init(site, "--grace", "0s", "--min-object-age", "24h", "--action", action)
         experiment = site.experiment()
         live = site.run(experiment, n_objects=2)
         dead = site.run(experiment, {"early": b"1"})
         place = site.key_of(site.artifact_uri(dead))
-        if action == "tag":
-            assert run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes").code == 0
         site.delete_run(dead)
         days_pass(2)
         before = {item for item in site.items() if live in item.key}
@@ -125,3 +137,23 @@ def test_what_came_late_and_is_young_is_reported_and_looked_at_again(
         assert touched(dead) == expected
         assert set(touched(live).values()) == {False}
         assert {item for item in site.items() if live in item.key} == before
+
+
+@pytest.mark.parametrize("action", ["purge", "hide", "tag"])
+def test_what_came_late_has_a_grace_period_of_its_own(
+    action: str, sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the worker, after any action: from when it was found, and the rest stays as it was meanwhile."""
+    end = "swept" if action == "purge" else "waiting"
+    with ageing(sqlite_uri, make_site, monkeypatch, action, "7d") as (site, days_pass):
+        dead = site.run(site.experiment(), {"early": b"1"})
+        site.delete_run(dead)
+        days_pass(8)
+        assert turn(site) | turn(site) == {dead: end}
+        days_pass(1.1)
+        site.client.put_object(Bucket="late", Key=f"{site.key_of(site.artifact_uri(dead))}/late", Body=b"late")
+        assert turn(site) | turn(site) == {}
+        days_pass(6.9)
+        assert turn(site) | turn(site) == {}
+        days_pass(0.2)
+        assert turn(site) == {dead: end}
