@@ -34,5 +34,7 @@ bench: $(BIN)/python
 # Random histories for as many steps as are wanted, fences broken on purpose, then kills: make soak STEPS=100000 CRASHES=300 (TEST_SEED repeats one).
 soak: $(BIN)/python
 	$(BIN)/python -m tests.histories $(STEPS)
+	$(BIN)/python -m tests.histories $$(( $(STEPS) / 10 )) hide
+	$(BIN)/python -m tests.histories $$(( $(STEPS) / 10 )) tag
 	$(BIN)/python -m tests.mutations
 	SOAK_CRASHES=$(CRASHES) SOAK_FAULTS=1 $(BIN)/python -m pytest -q --timeout 0 tests/integration/test_crashes.py tests/integration/test_faults.py

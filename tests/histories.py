@@ -53,7 +53,7 @@ SLACK_MS = 10 * 60_000
 LONGEST = 60
 """Steps of one history."""
 ENOUGH = 4_000
-"""After so many steps, everything that is ``SHOWN`` has happened, or something keeps it from happening."""
+"""After so many steps, everything that is ``shown`` has happened, or something keeps it from happening."""
 BUCKET = "history"
 SHRINKS = os.environ.get("SOAK_SHRINKS", "") == "1"
 """Whether a history that fails is made smaller before it is shown: that takes minutes."""
@@ -96,16 +96,11 @@ def planned(what: tuple[str, Kind], nth: int, times: int) -> Fault:
 
 
 NUMBER = st.integers(0, 2**32)
-MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc", "hold", "keep tag", "hold before the fence")
-OF_WHAT_HAS_NO_ROW = ("its row comes back", "it is written to", "hold", "keep tag", "hold before the fence")
-OF_WHAT_IS_SWEPT = (*MEANWHILE[-3:], *OF_WHAT_HAS_NO_ROW[:2])
+HELD = ("hold", "keep tag", "hold before the fence", "keep tag before the fence")
+MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc", *HELD)
+OF_WHAT_HAS_NO_ROW = ("its row comes back", "it is written to", *HELD)
+OF_WHAT_IS_SWEPT = (*HELD, *OF_WHAT_HAS_NO_ROW[:2])
 """What somebody does to the very entity that is about to go: of another it would show nothing."""
-SHOWN = (
-    *("locations swept", "locations swept in part", "orphaned things gone", "faults met", "mlflow gc", "let go"),
-    *("killed: request", "killed: statement", "killed: commit", "killed: delete", "another's marker"),
-    *(f"meanwhile: {what}" for what in (*MEANWHILE, *OF_WHAT_HAS_NO_ROW)),
-)
-"""What a soak counts, and has to have done."""
 MOST_KEPT = 3
 """So many holds, keep tags and foreign markers at a time: where all is kept nothing goes."""
 Interruption = tuple[str, int, int]
@@ -190,6 +185,12 @@ class History(RuleBasedStateMachine):
     action: ClassVar[str] = "purge"
     codes: ClassVar[tuple[int, ...]] = (0, 1, 3)
     """How a ``gc`` may end."""
+    shown: ClassVar[tuple[str, ...]] = (
+        *("locations swept", "locations swept in part", "orphaned things gone", "faults met", "mlflow gc", "let go"),
+        *("killed: request", "killed: statement", "killed: commit", "killed: delete", "another's marker"),
+        *(f"meanwhile: {what}" for what in (*MEANWHILE, *OF_WHAT_HAS_NO_ROW)),
+    )
+    """What a soak counts, and has to have done."""
     site: Site
 
     def __init__(self) -> None:
@@ -952,7 +953,7 @@ class History(RuleBasedStateMachine):
                 act("the fence")
             return admit(fence, lines)
 
-        if what == "hold before the fence":
+        if what.endswith("before the fence"):
             patched.setattr(Fence, "admit", admit_late)
         else:
             self.fake.before = before
@@ -1008,14 +1009,14 @@ class History(RuleBasedStateMachine):
 
     def act_on(self, step: Step, what: str, going: Row, number: int, *, by_id: bool) -> None:
         """To what is about to go."""
-        if what in ("hold", "hold before the fence"):
+        if what.startswith("hold"):
             named = [(going.kind, going.id)] if by_id and going.kind != "trace" else []
             targets = [("experiment", going.experiment_id), ("location", going.uri), *named]
             on, target = targets[number % len(targets)]
             self.keepers.hold(self.elsewhere, on, target, None if number % 2 else 50)
         elif what == "it is written to":
             self.write_meanwhile(step, going.id, going.uri)
-        elif what == "keep tag":
+        elif what.startswith("keep tag"):
             self.try_to(lambda: self.keepers.tag("experiment", going.experiment_id, None, "true"))
 
     def write_meanwhile(self, step: Step, entity: str, uri: str) -> None:
@@ -1189,7 +1190,7 @@ def main(arguments: list[str]) -> int:
                 print(f"{world.steps:,} steps in {world.histories:,} histories, {took_s:.0f} s, first seed {SEED}")  # noqa: T201
                 for what, times in sorted(world.did.items()):
                     print(f"{times:9,}  {what}")  # noqa: T201
-    never = [what for what in SHOWN if kind is History and steps >= ENOUGH and not world.did[what]]
+    never = [what for what in kind.shown if steps >= ENOUGH and not world.did[what]]
     if never:
         print(f"never: {', '.join(never)}: what has not happened was not tried")  # noqa: T201
     return 1 if never else 0

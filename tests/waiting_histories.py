@@ -23,6 +23,7 @@ from tests.fakes3.keeping import Version
 from tests.histories import (
     BUCKET,
     GRACE_MS,
+    MEANWHILE,
     MIN_AGE_MS,
     NUMBER,
     SLACK_MS,
@@ -54,6 +55,10 @@ Sights = Mapping[Thing, Sight]
 class WaitingHistory(History):
     """One history. ``action`` is what a sweep does."""
 
+    shown: ClassVar[tuple[str, ...]] = (
+        *("midnight", "hidden or tagged", "removed by rules", "undone", "faults met", "let go", "mlflow gc"),
+        *(f"meanwhile: {what}" for what in MEANWHILE),
+    )
     codes: ClassVar[tuple[int, ...]] = (0, 1, 3, 4)
     """It is refused as well, where a fault hides what the bucket's settings are."""
     versionings: ClassVar[tuple[str, ...]] = ("Enabled",)
@@ -313,10 +318,12 @@ class HidingHistory(WaitingHistory):
     """Sweeps hide."""
 
     action: ClassVar[str] = "hide"
+    shown: ClassVar[tuple[str, ...]] = (*WaitingHistory.shown, "markers taken off")
 
 
 class TaggingHistory(WaitingHistory):
     """Sweeps tag."""
 
     action: ClassVar[str] = "tag"
+    shown: ClassVar[tuple[str, ...]] = (*WaitingHistory.shown, "tags taken off")
     versionings: ClassVar[tuple[str, ...]] = ("", "Enabled")

@@ -290,7 +290,7 @@ def test_killed_anywhere(cases: Cases, kind: str, way: str, rng: random.Random) 
     """At random requests, statements and commits, and some twice."""
     calls = {point: cases.reference(kind, way, point).calls for point in ANYWHERE}
     assert all(count >= 3 for count in calls.values()), calls
-    wanted = max(2, -(-SOAK // (2 * len(WAYS))))
+    wanted = max(3, -(-SOAK // (2 * len(WAYS))))
     kills = sum(cases.check(kind, way, *some) for some in moments(rng, calls, wanted))
 
     assert kills >= wanted

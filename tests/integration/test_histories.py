@@ -26,6 +26,7 @@ def test_random_histories(sqlite_template: Path) -> None:
     assert expected <= met, "a history that does none of it proves nothing"
     assert world.did["locations swept"] >= STEPS // 50, world.did
     assert world.did["orphaned things gone"], world.did
+    assert sum(times for what, times in world.did.items() if what.startswith("killed: ")), world.did
     assert world.did["faults met"] >= STEPS // 200, world.did
 
 
@@ -37,5 +38,6 @@ def test_random_histories_that_wait_for_s3(sqlite_template: Path, kind: type[Wai
         run_histories(world, STEPS_THAT_WAIT, SEED, kind, at_a_time=3)
 
     met = {what for what, times in world.did.items() if times}
-    expected = {"midnight", "hidden or tagged"}
+    expected = {"midnight", "hidden or tagged", "removed by rules"}
     assert expected <= met, "a history that does none of it proves nothing"
+    assert met & {"markers taken off", "tags taken off", "undone"}, world.did
