@@ -380,9 +380,10 @@ def test_a_restore_while_it_is_swept_stops_the_sweep(direct: Place) -> None:
     assert place.client.get_run(run_id).info.lifecycle_stage == "active"
 
 
-def test_mlflow_gc_beside_a_worker(place: Place) -> None:
+def test_mlflow_gc_beside_a_worker(proxied: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves to the worker what is in its grace period; past it, by MLflow's date, it sweeps as the worker does."""
-    site, client = place.site, place.client
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxied.server.uri)
+    site, client = proxied.site, proxied.client
     experiment, other = site.experiment(), site.experiment()
     live, dead, below = (
         site.run(experiment, n_objects=2),

@@ -649,7 +649,7 @@ def test_a_restore_stops_the_sweep(moto_site: Site, monkeypatch: pytest.MonkeyPa
     from mlflow_artifact_gc import fence, s3
 
     site = moto_site
-    dead = site.run(site.experiment(), n_objects=1500 if moment == "between two batches" else 3, object_bytes=1)
+    dead = site.run(site.experiment(), n_objects=1010 if moment == "between two batches" else 3, object_bytes=1)
     site.delete_run(dead)
     init(site)
     before = site.snapshot()
