@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, holds, inbox, journal, leftovers, planning, references
+from mlflow_artifact_gc import database, inbox, journal, leftovers, planning, references
 from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
@@ -87,7 +87,6 @@ class Fence:
         self._elsewhere = registry if registry is not tracked.engine else None
         self._registered: object = None
         self._registrations: frozenset[int] = frozenset()
-        self._held = 0
         self._valid_until = 0.0
         self._stop = threading.Event()
         self._changes = Combined(self._changed)
@@ -192,8 +191,7 @@ class Fence:
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._stones(connection, lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
-            # Before the references are read: what comes after that makes another number of them, and another note.
-            self._held = holds.count(connection)
+            # Before the references are read: what is registered or held after that has another note.
             news = inbox.since(connection, self._noted_since_ms)
             self._registrations = news.registered
             return claim, tombstones, news.touched | anew
@@ -252,7 +250,6 @@ class Fence:
     def renew(self, lines: Sequence[Decision]) -> Admission:
         """The same for all that is still to be acted on: what counts from now on as new is what comes after this."""
         with database.reading(self._engine) as connection:
-            self._held = holds.count(connection)
             self._registrations = inbox.since(connection, self._noted_since_ms).registered
         if self._elsewhere is not None:
             self._registered = model_registry.state(self._elsewhere)
@@ -262,12 +259,13 @@ class Fence:
     def outdated(self) -> bool:
         """Whether each look before a batch would read all references again: a hold was put on, or a version made."""
         with database.reading(self._engine) as connection:
-            if holds.count(connection) != self._held or self._registered_since(connection):
+            if self._registered_since(inbox.since(connection, self._noted_since_ms)):
                 return True
         return self._elsewhere is not None and model_registry.state(self._elsewhere) != self._registered
 
-    def _registered_since(self, connection: Connection) -> bool:
-        return not inbox.since(connection, self._noted_since_ms).registered <= self._registrations
+    def _registered_since(self, news: inbox.News) -> bool:
+        """Whether a version was made, or a hold put on, since the references were read."""
+        return not news.registered <= self._registrations
 
     def _unreferenced(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Admission:
         if not lines:
@@ -332,7 +330,7 @@ class Fence:
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
             news = inbox.since(connection, self._noted_since_ms)
-            needed_anew = holds.count(connection) != self._held or not news.registered <= self._registrations
+            needed_anew = self._registered_since(news)
             experiments = {line.entity.experiment_id for line in lines}
             # Of an orphan the path may not tell the experiment: then it may be any that is kept.
             kept = self._tracked.on(connection).kept_experiments(experiments if all(experiments) else None)

@@ -111,10 +111,10 @@ BREAKS = (
     ),
     Break(
         name="holds",
-        what="the number of holds is not compared before a batch",
-        file="fence.py",
-        old="needed_anew = holds.count(connection) != self._held or not",
-        new="needed_anew = not",
+        what="a hold leaves no note for whoever sweeps",
+        file="cli/holding.py",
+        old="        _wake(connection, [one.id for one in made])\n",
+        new="",
         tests="tests/integration/test_holds.py -k in_the_middle",
     ),
     Break(
@@ -129,8 +129,8 @@ BREAKS = (
         name="registered",
         what="what was registered since is not looked for before a batch",
         file="fence.py",
-        old="needed_anew = holds.count(connection) != self._held or not news.registered <= self._registrations",
-        new="needed_anew = holds.count(connection) != self._held",
+        old="needed_anew = self._registered_since(news)",
+        new="needed_anew = False",
         tests="tests/integration/test_attack_claims.py -k does_not_say_the_id",
     ),
     Break(
