@@ -388,7 +388,8 @@ def _still_without_rows(tracking: references.Tracking, lines: Sequence[Decision]
     there = tracking.owners(line.entity.id for line in lines)
     ids = sorted({line.entity.experiment_id for line in lines})
     gone = set(tracking.unknown(HoldKind.EXPERIMENT, ids))
-    workspaces = tracking.workspaces()
+    lost = {line.orphan.lost for line in lines if line.orphan is not None}
+    workspaces = tracking.workspaces_in_use() if leftovers.WORKSPACE in lost else set()
     return [
         leftovers.stand_in(line.entity, line.location)
         for line in lines

@@ -598,6 +598,14 @@ class Tracking:
         query = sa.select(table.c.name, table.c.default_artifact_root if has_root else sa.literal(""))
         return {name: root or "" for name, root in self._connection.execute(query)}
 
+    def workspaces_in_use(self) -> set[str]:
+        """The names of those that are there, and of those that an experiment names."""
+        found = set(self.workspaces())
+        if self._columns.has("experiments", "workspace"):
+            table = self._columns.table("experiments")
+            found.update(self._connection.scalars(sa.select(table.c.workspace).distinct()))
+        return found
+
     def page(self, kind: EntityKind, after: str, size: int) -> tuple[list[OwnRow], str]:
         """Rows of a kind, live and deleted, in the order of their ids, and the last id (empty: there are no more).
 
