@@ -17,8 +17,9 @@ import pytest
 
 from mlflow_artifact_gc.config import Settings
 from mlflow_artifact_gc.errors import ArtifactGcError
+from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.model import Outcome
-from mlflow_artifact_gc.s3 import MARKER_NAME
+from mlflow_artifact_gc.s3 import MARKER_NAME, marker
 from mlflow_artifact_gc.worker import Assignment, Worker
 from tests.command import gc, init, outcomes, run
 from tests.fakes3 import FakeS3, fake_s3
@@ -218,13 +219,15 @@ def test_the_worker_stops_when_s3_is_another(
         assert turn_of(there)[third] == end
 
 
-@pytest.mark.parametrize("action", ["hide", "tag"])
+@pytest.mark.parametrize(("action", "ahead"), [("hide", False), ("tag", False), ("tag", True)])
 def test_a_bucket_is_replaced_while_something_waits_in_it(
     action: str,
     sqlite_uri: str,
     make_site: MakeSite,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    *,
+    ahead: bool,
 ) -> None:
     """In the empty one it has not gone, and nothing is taken back for good; in the right one both go on."""
     with fake_s3() as fake:
@@ -259,13 +262,7 @@ def test_a_bucket_is_replaced_while_something_waits_in_it(
 
         empty = fake.bucket("bucket")
         fake.kept.buckets["bucket"] = right
-        kept = right.keys.pop(f"mlruns/{MARKER_NAME}")
-        look_at_once(site)
-        turn(site)
-        assert wait_still(site)
-        tags = [site.client.get_object_tagging(Bucket="bucket", Key=key)["TagSet"] for key in shown(site, back)]
-        assert tags == [[], []], "what is live is not left to the rule, whoever has removed the marker"
-        right.keys[f"mlruns/{MARKER_NAME}"] = kept
+        another_marker(site, right, back, ahead=ahead)
         look_at_once(site)
         turn(site)
         assert sorted(intents(site, "state", "acted_from_ms IS NULL")) == [("cancelled", 1), ("waiting", 0)]
@@ -276,6 +273,29 @@ def test_a_bucket_is_replaced_while_something_waits_in_it(
         look_at_once(site)
         turn(site)
         assert sorted(intents(site, "state", "deleted_objects")) == [("cancelled", 0), ("swept", 2)]
+
+
+def another_marker(site: Site, bucket: Bucket, back: str, *, ahead: bool) -> None:
+    """The root's marker is another database's for a time, and gone, or ``ahead``, for another; ``back`` is live."""
+    key, root = f"mlruns/{MARKER_NAME}", Location(bucket.name, "mlruns/")
+    kept, own = bucket.keys[key], marker.read(site.client, root)
+    assert own is not None
+
+    def taken_back() -> list[bool]:
+        """Of each object of the run that is live again whether it is there without our tag, after one more try."""
+        look_at_once(site)
+        turn(site)
+        assert wait_still(site)
+        return [not (tops[0].is_marker or tops[0].tags) for name, tops in bucket.keys.items() if back in name]
+
+    bucket.keys[key] = []
+    marker.write(site.client, root, dataclasses.replace(own, database_id="another"))
+    assert taken_back() == [False] * 2, "it may be another database's object by now"
+    del bucket.keys[key]
+    if ahead:
+        marker.write(site.client, root, dataclasses.replace(own, epoch=own.epoch + 1_000))
+    assert taken_back() == [True] * 2, "what is live is not left to the rule, whoever has removed the marker"
+    bucket.keys[key] = kept
 
 
 def test_a_bucket_is_replaced_before_the_second_look(
