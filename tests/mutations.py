@@ -127,7 +127,7 @@ BREAKS = (
     ),
     Break(
         name="registered",
-        what="what was registered since is not looked for before a batch",
+        what="what was registered or held since is not looked for before a batch",
         file="fence.py",
         old="needed_anew = self._registered_since(news)",
         new="needed_anew = False",

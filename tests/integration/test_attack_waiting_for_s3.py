@@ -26,15 +26,18 @@ from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.restoring import Restored, Restorer
 from mlflow_artifact_gc.session import Reading, read
 from mlflow_artifact_gc.sweeping import _Sweep
+from tests.command import NOW as GC_NOW
 from tests.command import gc, init, outcomes, run
+from tests.crashing import Crashes, Moment, crashes
 from tests.integration.test_attack_sweep import once_before
 from tests.integration.test_hide import left_shown, undo, versioned
 from tests.integration.test_tag import TAG, put_tags, ruled, tagged
 from tests.site import Site
-from tests.working import NOW, intents, shift, tags, turn, watched, worker
+from tests.working import NOW, elapse, intents, shift, tags, turn, watched, worker
 
 MakeSite = Callable[[Site], Site]
 DAY_MS = 86_400_000
+ACTIONS = ("hide", "tag")
 
 
 @pytest.fixture
@@ -57,12 +60,32 @@ def listening(site: Site) -> Iterator[Callable[[], object]]:
         one.close()
 
 
+def ready(site: Site, action: str, *arguments: str) -> None:
+    """The site hides, on a bucket that keeps versions, or tags, with the rules for it."""
+    if action == "tag":
+        ruled(site, *arguments)
+    else:
+        init(versioned(site), *NOW, "--action", "hide", *arguments)
+
+
+def untouched(site: Site, run_id: str) -> int:
+    """How many of its objects are shown and do not carry our tag."""
+    return sum(not TAG.items() <= pairs.items() for pairs in tagged(site, run_id).values())
+
+
+def in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object is hidden or tagged between two last looks."""
+    monkeypatch.setattr(tagging, "_AT_ONCE", 1)
+    monkeypatch.setattr(s3, "MOST_ENTRIES", 1)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 def test_a_restore_that_the_worker_hears_of_before_the_sweep_is_recorded_is_not_forgotten(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """After gc's last look a run is restored and the worker reads its note: gc's record must not put that off a day."""
     dead = site.run(site.experiment(), n_objects=2)
-    ruled(site)
+    ready(site, action)
     with listening(site) as look:
         site.delete_run(dead)
 
@@ -73,20 +96,21 @@ def test_a_restore_that_the_worker_hears_of_before_the_sweep_is_recorded_is_not_
         acted = once_before(monkeypatch, _Sweep, "_record", restored)
         assert outcomes(gc(site)) == {dead: "waiting"}
         assert acted
-        assert list(tagged(site, dead).values()) == [TAG, TAG]
+        assert untouched(site, dead) == 0
 
         look()
 
-    assert list(tagged(site, dead).values()) == [{}, {}]
+    assert untouched(site, dead) == 2
     assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
 
 
+@pytest.mark.parametrize("action", ACTIONS)
 def test_deleted_again_before_the_sweep_is_recorded_is_not_left_tagged(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    """Restored and deleted again after gc's last look: the new grace period runs untagged, from the next look on."""
+    """Nor hidden: restored and deleted again after gc's last look, it is as it was in its new grace period."""
     dead = site.run(site.experiment(), n_objects=2)
-    ruled(site, "--grace", "7d")
+    ready(site, action, "--grace", "7d")
     with listening(site) as look:
         site.delete_run(dead)
 
@@ -101,7 +125,7 @@ def test_deleted_again_before_the_sweep_is_recorded_is_not_left_tagged(
         assert acted
         look()
 
-    assert list(tagged(site, dead).values()) == [{}, {}]
+    assert untouched(site, dead) == 2
     assert intents(site, "state", "acted_from_ms") == [("pending", None)]
 
 
@@ -197,15 +221,15 @@ def apart(site: Site, make_site: MakeSite, sqlite_template: Path, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("by", ["gc", "worker"])
+@pytest.mark.parametrize(("action", "by"), [("tag", "gc"), ("tag", "worker"), ("hide", "worker")])
 def test_what_is_registered_elsewhere_while_it_is_tagged_is_taken_back_at_once(
-    site: Site, apart: Site, monkeypatch: pytest.MonkeyPatch, by: str
+    site: Site, apart: Site, monkeypatch: pytest.MonkeyPatch, action: str, by: str
 ) -> None:
-    """A registration between two batches stops the sweep, and what it has tagged by then must not wait for hours."""
-    monkeypatch.setattr(tagging, "_AT_ONCE", 1)
+    """Or hidden: a registration between two batches stops it, and what was done by then must not wait for hours."""
+    in_small_batches(monkeypatch)
     dead = site.run(site.experiment(), n_objects=3)
     apart.register("old", "s3://elsewhere/x")
-    ruled(apart)
+    ready(apart, action)
     looked: list[int] = []
     original = Fence.changed
 
@@ -225,8 +249,94 @@ def test_what_is_registered_elsewhere_while_it_is_tagged_is_taken_back_at_once(
             look()
             look()
     assert len(looked) > 1
-    assert list(tagged(site, dead).values()) == [{}, {}, {}]
+    assert untouched(site, dead) == 3
     assert intents(site, "state", "acted_from_ms") == [("pending", None)]
+
+
+@pytest.mark.parametrize("by", ["gc", "worker"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_restore_between_two_batches_is_taken_back_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str, by: str
+) -> None:
+    """No further batch is hidden or tagged, what was is as before, and whoever looks later leaves it alone."""
+    in_small_batches(monkeypatch)
+    dead = site.run(site.experiment(), n_objects=3)
+    ready(site, action)
+    before = [item for item in site.items() if dead in item.key]
+    seen: list[int] = []
+    original = Fence.changed
+
+    def changed(fence: Fence, lines: Any) -> Any:
+        seen.append(untouched(site, dead))
+        if len(seen) == 2:
+            site.restore_run(dead)
+        return original(fence, lines)
+
+    monkeypatch.setattr(Fence, "changed", changed)
+    with listening(site) as look:
+        site.delete_run(dead)
+        if by == "gc":
+            assert outcomes(gc(site)) == {dead: "restored"}
+        else:
+            look()
+            look()
+        for later in (look, lambda: gc(site)):
+            assert (seen[0], {*seen[1:]}) == (3, {2})
+            assert [item for item in site.items() if dead in item.key] == before
+            assert untouched(site, dead) == 3
+            assert tags(site, dead) == {}
+            assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
+            later()
+    assert untouched(site, dead) == 3
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_undo_of_what_was_restored_leaves_it_as_any_live_run(site: Site, action: str) -> None:
+    """No person has said that it is to stay: once it is deleted again, it goes."""
+    dead = site.run(site.experiment(), n_objects=2)
+    ready(site, action)
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+    assert untouched(site, dead) == 0
+    site.restore_run(dead)
+
+    (line,) = undo(site, "--run-ids", dead)["locations"]
+
+    assert (line["back"], line["gone"], untouched(site, dead)) == (2, 0, 2)
+    assert tags(site, dead) == {}
+    assert intents(site, "state", "acted_from_ms", "undone_ms") == [("cancelled", None, None)]
+    time.sleep(0.01)
+    site.delete_run(dead)
+    assert outcomes(gc(site)) == {dead: "waiting"}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Crashes]:
+    """The process that forks those that are killed."""
+    with crashes() as made:
+        yield made
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_restored_after_a_kill_half_way(site: Site, forks: Crashes, action: str) -> None:
+    """Nothing was recorded of what was done: all that was begun is taken back once the claims have run out."""
+    # Of two experiments, so that each is listed and acted on by itself, one after the other.
+    runs = [site.run(site.experiment(), n_objects=2) for _ in range(2)]
+    ready(site, action)
+    for dead in runs:
+        site.delete_run(dead)
+    command = ["gc", "--backend-store-uri", site.uri, "--yes", *GC_NOW, "--concurrency", "1"]
+
+    assert forks.run(command, site.s3.environ(), Moment(point="last look", nth=2)).killed
+
+    assert sorted(untouched(site, dead) for dead in runs) == [0, 2]
+    assert intents(site, "state", "acted_from_ms IS NULL", "waiting_objects") == [("sweeping", 0, 0)] * 2
+    for dead in runs:
+        site.restore_run(dead)
+    elapse(site, 2 * 60_000)
+    turn(site)
+    assert [untouched(site, dead) for dead in runs] == [2, 2]
+    assert intents(site, "state", "acted_from_ms") == [("cancelled", None)] * 2
 
 
 def hidden_ms(site: Site, run_id: str) -> int:
@@ -453,31 +563,47 @@ def test_two_markers_of_one_key_are_both_ours_and_its_object_is_back(
     assert left_shown(site, dead) == 1
 
 
+@pytest.mark.parametrize("action", ACTIONS)
 def test_a_restore_while_s3_is_away_is_taken_back_when_it_answers_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    """Of what had failed in part too: the worker tries again after minutes, not at its next scan."""
+    """Of what had failed in part too: the worker tries again after minutes, not at its next scan; `status` says so."""
     dead = site.run(site.experiment(), {"full": b"1", "free": b"22"})
-    put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
-    ruled(site)
+    if action == "tag":
+        put_tags(site, next(key for key in site.objects if key.endswith("/full")), {f"k{n}": "v" for n in range(10)})
+    ready(site, action)
     with listening(site) as look:
         site.delete_run(dead)
         look()
-        assert intents(site, "state") == [("failed",)]
+        assert intents(site, "state") == [("failed" if action == "tag" else "waiting",)]
+        hidden_or_tagged = 2 - untouched(site, dead)
         site.restore_run(dead)
 
         def away(*_arguments: Any, **_named: Any) -> Any:
             raise s3.BucketPaused(site.bucket, "away")
 
         with monkeypatch.context() as patched:
-            patched.setattr(s3, "remove_tag", away)
+            patched.setattr(s3, "remove_tag" if action == "tag" else "delete", away)
             look()
-        assert TAG in list(tagged(site, dead).values())
+        assert 2 - untouched(site, dead) == hidden_or_tagged > 0
+        place = f"s3://{site.bucket}/{site.key_of(site.artifact_uri(dead))}/"
+        said, stuck = not_taken_back(site)
+        assert f"Needed again, and not taken back yet: 1 location; the first one: {place}: " in said
+        assert "Before the bucket's rule acts: run 'gc' or 'undo'." in said
+        assert [text.partition(": ")[0] for text in stuck] == [place]
         shift(site, 10 * 60_000)
         look()
 
-    assert TAG not in list(tagged(site, dead).values())
+    assert untouched(site, dead) == 2
     assert intents(site, "state", "acted_from_ms") == [("cancelled", None)]
+    said, stuck = not_taken_back(site)
+    assert ("not taken back" in said, stuck) == (False, [])
+
+
+def not_taken_back(site: Site) -> tuple[str, list[str]]:
+    """What ``status`` says, in one line, and what its document says of what is needed and was not taken back."""
+    status = ("status", "--backend-store-uri", site.uri)
+    return " ".join(run(*status).out.split()), run(*status, "--format", "json").json["not_taken_back"]
 
 
 def test_an_upload_between_two_listings_of_a_versioned_bucket_is_tagged_too(
@@ -504,16 +630,17 @@ def test_an_upload_between_two_listings_of_a_versioned_bucket_is_tagged_too(
     assert list(tagged(site, dead).values()) == [TAG, TAG]
 
 
+@pytest.mark.parametrize("action", ACTIONS)
 def test_a_restored_run_is_taken_back_though_nothing_else_can_be_read(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """What needs what is not known while the registry cannot be read; that this run is live, its row says."""
     back, stays = (site.run(site.experiment(), n_objects=1) for _ in range(2))
-    ruled(site)
+    ready(site, action)
     for dead in (back, stays):
         site.delete_run(dead)
     with listening(site) as work:
-        assert list(tagged(site, back).values()) == list(tagged(site, stays).values()) == [TAG]
+        assert (untouched(site, back), untouched(site, stays)) == (0, 0)
         site.restore_run(back)
 
         def unreadable(*_arguments: object) -> None:
@@ -524,16 +651,16 @@ def test_a_restored_run_is_taken_back_though_nothing_else_can_be_read(
         with pytest.raises(ReferencesIncomplete):
             work()
 
-    assert list(tagged(site, back).values()) == [{}]
-    assert list(tagged(site, stays).values()) == [TAG]
+    assert (untouched(site, back), untouched(site, stays)) == (1, 0)
 
 
+@pytest.mark.parametrize("action", ACTIONS)
 def test_deleted_again_while_it_is_taken_back_begins_a_grace_period(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """What the worker writes down of a new deletion meanwhile is not undone by the end of the taking back."""
     dead = site.run(site.experiment(), n_objects=1)
-    ruled(site)
+    ready(site, action)
     site.delete_run(dead)
     assert turn(site) == {dead: "waiting"}
     site.restore_run(dead)
@@ -546,7 +673,7 @@ def test_deleted_again_while_it_is_taken_back_begins_a_grace_period(
     monkeypatch.setattr(Restorer, "restore", deleted_meanwhile)
     turn(site)
 
-    assert list(tagged(site, dead).values()) == [{}]
+    assert untouched(site, dead) == 1
     assert intents(site, "state", "look_ms") == [("pending", 4102444800000)]
 
 

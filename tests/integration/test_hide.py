@@ -12,6 +12,7 @@ import pytest
 from mlflow_artifact_gc.demo.servers import S3Server
 from tests import command
 from tests.command import gc, init, outcomes, reasons, run
+from tests.integration.test_tag import TAG, ruled, tagged
 from tests.site import Site
 from tests.working import NOW, intents, shift, tags, turn, watched
 
@@ -98,6 +99,45 @@ def test_undo_takes_back_the_markers_that_we_wrote_and_no_others(site: Site) -> 
     markers = {item for item in site.snapshot().items if item.kind == "marker"}
     assert {item.key.removeprefix(place) for item in markers} == {"theirs", "later"}
     assert {item for item in others if item.key.endswith("theirs")} <= markers
+
+
+def test_undo_after_a_second_hide_takes_back_what_both_wrote_and_no_others(site: Site) -> None:
+    """A user hides an object between the two, and it stays hidden; what came late and was hidden then is back."""
+    dead = site.run(site.experiment(), {"x": b"1", "ours": b"2"})
+    place = f"{site.key_of(site.artifact_uri(dead))}/"
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    # By its date the marker is later than our last one.
+    time.sleep(1.1)
+    site.client.put_object(Bucket=site.bucket, Key=f"{place}x", Body=b"3")
+    theirs = site.client.delete_object(Bucket=site.bucket, Key=f"{place}x")["VersionId"]
+    site.write(dead, site.artifact_uri(dead), {"late": b"4"})
+    shift(site, 2 * DAY_MS)
+    assert turn(site) == {dead: "waiting"}
+    assert left_shown(site, dead) == 0
+
+    (line,) = undo(site, "--run-ids", dead)["locations"]
+
+    assert (line["back"], line["gone_keys"]) == (2, [])
+    assert {key.removeprefix(place) for key in shown(site) if dead in key} == {"ours", "late"}
+    assert theirs in {item.version_id for item in site.snapshot().items if item.kind == "marker"}
+
+
+def test_what_is_hidden_cannot_be_registered(site: Site) -> None:
+    """The hook refuses what is on its way out, and takes it once it is there again."""
+    from mlflow.exceptions import MlflowException
+
+    dead = site.run(site.experiment(), {"model/MLmodel": b"1"})
+    init(site, *NOW, "--action", "hide")
+    site.delete_run(dead)
+    assert turn(site) == {dead: "waiting"}
+    with pytest.raises(MlflowException, match="are being removed"):
+        site.register("churn", f"{site.artifact_uri(dead)}/model")
+
+    undo(site, "--run-ids", dead)
+
+    assert site.register("churn", f"{site.artifact_uri(dead)}/model") == 1
 
 
 def test_undo_by_plan_takes_back_that_plan(site: Site) -> None:
@@ -233,20 +273,38 @@ def test_a_bucket_without_versions_is_refused(
     assert site.snapshot().items == before.items
 
 
-def test_a_hold_takes_back_what_is_hidden(any_site: Site) -> None:
-    """As soon as the worker hears of it; and what the hold said when it was put on came true."""
+@pytest.mark.parametrize(
+    ("any_db_uri", "action", "by"),
+    [
+        *((kind, "hide", "worker") for kind in ("sqlite", "postgresql", "mariadb")),
+        ("sqlite", "hide", "gc"),
+        ("sqlite", "tag", "worker"),
+        ("sqlite", "tag", "gc"),
+    ],
+    indirect=["any_db_uri"],
+)
+def test_a_hold_takes_back_what_is_hidden(any_site: Site, action: str, by: str) -> None:
+    """Or tagged, as soon as the worker or gc hears of it; and what the hold said when it was put on came true."""
     site = any_site
     experiment = site.experiment()
     held, other = (site.run(experiment, n_objects=2) for _ in range(2))
     for dead in (held, other):
         site.delete_run(dead)
-    init(site, *NOW, "--action", "hide")
+    if action == "hide":
+        init(site, *NOW, "--action", "hide")
+    else:
+        ruled(site)
     assert outcomes(gc(site)) == {held: "waiting", other: "waiting"}
     put = run("hold", "add", "--backend-store-uri", site.uri, "--run-id", held, "--reason", "audit")
     assert "1 location was hidden or tagged before, and is to be taken back by the worker or 'gc' in time" in put.err
-    turn(site)
-    assert (left_shown(site, held), left_shown(site, other)) == (2, 0)
+    if by == "worker":
+        turn(site)
+    else:
+        assert reasons(gc(site)) == {held: "protected", other: "waiting"}
+    assert [*tagged(site, held).values()] == [{}, {}]
+    assert [*tagged(site, other).values()] == ([] if action == "hide" else [TAG, TAG])
     assert "audit" in tags(site, held)["artifact_gc.protected_by"]
+    site.client.delete_bucket_lifecycle(Bucket=site.bucket)
 
 
 def test_a_site_whose_bucket_keeps_no_versions_cannot_be_told_to_hide(

@@ -11,9 +11,12 @@ import pytest
 from mlflow_artifact_gc import planning, surveying
 from mlflow_artifact_gc.fence import Fence
 from tests.command import NOW, evidence, gc, init, outcomes, reasons, run
+from tests.fakes3 import fake_s3
+from tests.integration.test_attack_sweep import once_before
+from tests.integration.test_holds import run_tag
 from tests.servers import S3Server
-from tests.site import Site
-from tests.working import intents, tags
+from tests.site import DAY_MS, Site
+from tests.working import intents, tags, watched
 
 MakeSite = Callable[[Site], Site]
 
@@ -107,9 +110,13 @@ def test_what_lies_beside_goes_and_nothing_else(any_site: Site) -> None:
 
 
 def test_what_is_needed_otherwise_stays_whole(site: Site) -> None:
-    """A hold, an id, a place around, another's row inside, a path that readers take differently, a grace period."""
-    held, by_id, whole, nested, odd, young = (needed_run(site) for _ in range(6))
+    """A hold, a keep tag, an id, a place around, another's row inside, a path read differently, a grace period."""
+    held, tagged, by_id, whole, nested, odd, plain = (needed_run(site) for _ in range(7))
     run("hold", "add", "--backend-store-uri", site.uri, "--run-id", held, "--reason", "r")
+    # MLflow tags nothing that is deleted.
+    site.restore_run(tagged)
+    run_tag(site, tagged, "true")
+    site.delete_run(tagged)
     for run_id, source in ((by_id, f"runs:/{by_id}/model"), (whole, site.artifact_uri(whole))):
         site.register("other", f"{site.artifact_uri(run_id)}/model")
         version = {by_id: 1, whole: 2}[run_id]
@@ -120,16 +127,70 @@ def test_what_is_needed_otherwise_stays_whole(site: Site) -> None:
     site.delete_run(inner)
     before = site.snapshot()
     report = gc(site, "--partial")
-    assert outcomes(report) == {young: "partly"}
+    assert outcomes(report) == {plain: "partly"}
     gone = {item.key for item in before.items} - {item.key for item in site.snapshot().items}
-    assert {young in key for key in gone} == {True}
-    assert paths(site, young) == {"model/weights", "model/deep/er"}
+    assert {plain in key for key in gone} == {True}
+    assert paths(site, plain) == {"model/weights", "model/deep/er"}
 
     late = needed_run(site)
-    stores = ("gc", "--backend-store-uri", site.uri, "--yes", "--format", "json", "--partial")
-    assert outcomes(run(*stores, "--older-than", "0s", "--min-object-age", "1d").json)[late] == "postponed"
-    assert late not in outcomes(run(*stores, "--older-than", "1d", "--min-object-age", "0s").json)
+    assert late not in outcomes(gc(site, "--partial", "--older-than", "1d"))
     assert paths(site, late) == set(CONTENT)
+
+
+def test_a_proxied_uri_that_can_be_read_in_two_ways_keeps_the_whole(
+    sqlite_uri: str, moto_s3: S3Server, moto_bucket: str, make_site: MakeSite
+) -> None:
+    """A reader may look for it in the folder of its workspace; the place in S3 itself has one reading."""
+    site = make_site(Site.proxied(sqlite_uri, moto_s3, moto_bucket))
+    init(site)
+    proxied, named = (needed_run(site) for _ in range(2))
+    place = f"s3://{site.bucket}/{site.key_of(site.artifact_uri(named))}/model"
+    site.set_version_columns("churn", 2, source=place, storage_location=place)
+    assert outcomes(gc(site, "--partial")) == {named: "partly"}
+    assert paths(site, proxied) == set(CONTENT)
+    assert paths(site, named) == {"model/weights", "model/deep/er"}
+
+
+def test_something_young_in_it_keeps_the_whole(
+    sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the part is young that would stay: somebody may be at work there, and write beside it next."""
+    with fake_s3() as fake:
+        fake.make_bucket("bucket")
+        for name, value in fake.server.environ().items():
+            monkeypatch.setenv(name, value)
+        site = make_site(Site.direct(sqlite_uri, fake.server, "bucket"))
+        init(site)
+        needed, beside, old = (needed_run(site) for _ in range(3))
+        fake.age(2 * DAY_MS)
+        for run_id, path in ((needed, "model/weights"), (beside, "checkpoints/1")):
+            site.write(run_id, site.artifact_uri(run_id), {path: 5})
+        aged = ("--partial", "--min-object-age", "1d")
+        assert outcomes(gc(site, *aged)) == {needed: "postponed", beside: "postponed", old: "partly"}
+        assert [paths(site, run_id) for run_id in (needed, beside)] == [set(CONTENT)] * 2
+        fake.age(2 * DAY_MS)
+        assert outcomes(gc(site, *aged)) == dict.fromkeys((needed, beside, old), "partly")
+
+
+def test_no_part_of_it_can_be_registered_while_it_is_under_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays as little as what goes: MLflow's server answers 409; afterwards what stayed can be registered."""
+    from mlflow.exceptions import MlflowException
+
+    watched(site)
+    run_id = needed_run(site)
+    uri = site.artifact_uri(run_id)
+    answers: list[int] = []
+
+    def register() -> None:
+        for path in ("model", "model/deep", "checkpoints"):
+            with pytest.raises(MlflowException, match="are being removed") as refused:
+                site.register("second", f"{uri}/{path}")
+            answers.append(refused.value.get_http_status_code())
+
+    once_before(monkeypatch, Fence, "changed", register)
+    assert outcomes(gc(site, "--partial")) == {run_id: "partly"}
+    assert answers == [409, 409, 409]
+    assert site.register("second", f"{uri}/model") == 1
 
 
 @pytest.mark.parametrize(
