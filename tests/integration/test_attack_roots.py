@@ -53,12 +53,14 @@ def test_the_row_of_a_run_that_was_moved_into_a_workspace_stays_while_its_object
     site.execute("UPDATE experiments SET workspace = 'team-a' WHERE experiment_id = :id", id=int(moved))
     init(site)
     before = site.snapshot()
-    gc(site, "--metadata", "delete")
+    report = gc(site, "--metadata", "delete")
 
     after = site.snapshot()
-    objects = {key for key in before.keys if run in key}
-    if run not in {row.id for row in after.rows}:
-        assert not objects & after.keys, "the row is gone and its objects are there"
+    rows = {row.id for row in after.rows}
+    assert outcomes(report)[anchor] == "swept"
+    assert anchor not in rows
+    assert {key for key in before.keys if run in key} <= after.keys
+    assert run in rows, "the row is gone and its objects are there"
 
 
 def test_a_clone_that_was_adopted_is_stopped_by_the_originals_marker_above(

@@ -432,10 +432,19 @@ def test_a_hold_on_something_else_stops_no_sweep(moto_site: Site, monkeypatch: p
     site.delete_run(dead)
     init(site)
     before = site.snapshot()
-    _between_two_batches(monkeypatch, lambda: put(site, "--run-id", other))
+    held: list[str] = []
+    read, times = references.read, list[int]()
+
+    def counted(*arguments: Any, **how: Any) -> Any:
+        times.append(len(held))
+        return read(*arguments, **how)
+
+    _between_two_batches(monkeypatch, lambda: held.append(put(site, "--run-id", other)))
+    monkeypatch.setattr(references, "read", counted)
     report = gc(site)
 
     assert outcomes(report) == {dead: "swept"}
+    assert times == [0, 0, 1, 1], "for the plan, at the fence, and before each of the two batches that are left"
     assert_bucket_sound(site, report, before)
 
 
