@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 import sqlalchemy as sa
 
 from mlflow_artifact_gc import fence
+from mlflow_artifact_gc.keeping import KEEP
 from mlflow_artifact_gc.locations import Location
 from mlflow_artifact_gc.s3 import marker
+from tests.abilities import has, needs
 from tests.command import Ran, gc, init, run
 from tests.fakes3 import FakeS3, Fault, Kind, fake_s3
 from tests.fakes3.faults import FOR_GOOD
@@ -109,10 +112,11 @@ def own(site: Site) -> Site:
     return site
 
 
-def say_so(site: Site) -> None:
+def say_so(site: Site, root: str | None = None) -> None:
     """That no other server keeps its artifacts there."""
-    root = site.destination or f"s3://{site.bucket}/mlruns"
-    owned = run("gc", "--backend-store-uri", site.uri, "--own-roots", "--root", root, "--yes")
+    root = root or site.destination or f"s3://{site.bucket}/mlruns"
+    stores = ("--backend-store-uri", site.uri, "--registry-store-uri", site.registry_uri or site.uri)
+    owned = run("gc", *stores, "--own-roots", "--root", root, "--yes")
     assert owned.code == 0, owned.err
 
 
@@ -217,51 +221,114 @@ def test_what_is_needed_or_unknown_stays(owned: Site) -> None:
 
 def test_what_is_written_to_begins_its_quarantine_again(owned: Site) -> None:
     """An object more, another one in its place; and what was gone in between, or has a row again, is forgotten."""
-    more, other, gone, still = (lose(owned, f"mlruns/1/{new_id()}/artifacts/") for _ in range(4))
+    more, other, gone, still, back = (lose(owned, f"mlruns/1/{new_id()}/artifacts/") for _ in range(5))
     hunt(owned)
     wait(owned)
     tick()
     lose(owned, f"{more}deeper/")
     lose(owned, other)
     owned.client.delete_object(Bucket=owned.bucket, Key=f"{gone}part-0")
+    act_of(owned, "live row", back)()
 
     report = hunt(owned, "--dry-run")
     assert reasons(report) == {more: "quarantine", other: "quarantine", still: "due"}
     hunt(owned, "--max-objects", "0", expect=4)  # notes what it saw, and is held back
     lose(owned, gone)
+    # What it holds is as it was seen, a quarantine before.
+    owned.execute("DELETE FROM runs WHERE run_uuid = :id", id=id_in(back))
     wait(owned)
-    assert reasons(hunt(owned)) == {more: "due", other: "due", still: "due", gone: "quarantine"}
-    assert reasons(hunt(owned)) == {gone: "quarantine"}
+    anew = {gone: "quarantine", back: "quarantine"}
+    assert reasons(hunt(owned)) == {more: "due", other: "due", still: "due", **anew}
+    assert reasons(hunt(owned)) == anew
+
+
+ROWS = {
+    "row": "1/{}",
+    "live row": "1/{}",
+    "row elsewhere": "1/{}",
+    "logged model": "1/models/m-{}",
+    "trace": "1/traces/tr-{}",
+}
+"""Each row that an orphan may have again, and where such an orphan lies."""
+PLACES = ROWS | {
+    "experiment": "777/{}",
+    "workspace": "workspaces/dropped/778/{}",
+    "its experiment": "workspaces/dropped/778/{}",
+}
+
+
+def id_in(prefix: str) -> str:
+    """The id of the entity whose prefix it would be."""
+    return prefix.split("/")[-3]
+
+
+def lose_for(site: Site, what: str) -> dict[str, str]:
+    """An orphan for an act, or one for each row that this MLflow has; by the act."""
+    lacking = {"row elsewhere": "workspaces", "logged model": "logged_models"}
+    acts = [row for row in ROWS if row not in lacking or has(lacking[row])] if what == "rows" else [what]
+    return {act: lose(site, f"mlruns/{PLACES.get(act, '1/{}').format(new_id())}/artifacts/", 2) for act in acts}
 
 
 def act_of(site: Site, what: str, lost: str) -> Callable[[], object]:
     """What somebody does to an orphan of experiment 1, or of 777, which is not there."""
-    uri, id_ = f"s3://{site.bucket}/{lost}", lost.split("/")[2]
+    uri, id_ = f"s3://{site.bucket}/{lost}", id_in(lost)
     foreign = marker.Marker(database_id="another", epoch=1, fingerprint="sqlite:/elsewhere")
+
+    def run_row(stage: str, experiment: str = "1") -> None:
+        columns = "(run_uuid, experiment_id, lifecycle_stage, artifact_uri)"
+        values = {"id": id_, "of": int(experiment), "stage": stage, "uri": uri}
+        site.execute(f"INSERT INTO runs {columns} VALUES (:id, :of, :stage, :uri)", **values)
+
+    def elsewhere() -> None:
+        theirs = site.experiment()
+        site.execute("UPDATE experiments SET workspace = 'team-b' WHERE experiment_id = :id", id=int(theirs))
+        run_row("active", theirs)
+
+    def model_row() -> None:
+        columns = "(model_id, experiment_id, name, artifact_location, creation_timestamp_ms, last_updated_timestamp_ms"
+        values = "(:id, 1, 'model', :uri, 1, 1"
+        site.execute(f"INSERT INTO logged_models {columns}, status) VALUES {values}, 2)", id=id_, uri=uri)
+
+    def experiment(values: str) -> None:
+        site.execute(f"UPDATE experiments SET {values} WHERE experiment_id = :id", id=int(site.experiment()))
+
     acts: dict[str, Callable[[], object]] = {
-        "row": lambda: site.execute(
-            "INSERT INTO runs (run_uuid, experiment_id, lifecycle_stage, artifact_uri) VALUES (:id, 1, :stage, :uri)",
-            stage="deleted",
-            id=id_,
-            uri=uri,
+        "row": lambda: run_row("deleted"),
+        "live row": lambda: run_row("active"),
+        "row elsewhere": elsewhere,
+        "logged model": model_row,
+        "trace": lambda: site.execute(
+            "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES (:id, 1, 1, 'OK')", id=id_
         ),
-        "experiment": lambda: site.execute("UPDATE experiments SET experiment_id = 777 WHERE name = 'spare'"),
+        "experiment": lambda: experiment("experiment_id = 777"),
+        "workspace": lambda: site.execute("INSERT INTO workspaces (name) VALUES ('dropped')"),
+        "its experiment": lambda: experiment("experiment_id = 778, workspace = 'dropped'"),
         "version": lambda: site.register("churn", f"{uri}model"),
         "hold": lambda: run("hold", "add", "--backend-store-uri", site.uri, "--reason", "x", "--location", uri),
+        "keep tag": lambda: keep_experiment(site, "1"),
         "object": lambda: lose(site, f"{lost}late/"),
         "marker": lambda: marker.write(site.client, Location(site.bucket, lost.removesuffix("artifacts/")), foreign),
     }
-    site.experiment("spare")
     return acts[what]
+
+
+def keep_experiment(site: Site, experiment: str, value: str = "true") -> None:
+    """A keep tag on an experiment, as users set it."""
+    from mlflow.entities import ExperimentTag
+
+    site.store.set_experiment_tag(experiment, ExperimentTag(KEEP, value))
 
 
 @pytest.mark.parametrize(
     ("what", "ends"),
     [
-        ("row", "restored"),
+        ("rows", "restored"),
         ("experiment", "restored"),
+        pytest.param("workspace", "restored", marks=needs("workspaces")),
+        pytest.param("its experiment", "restored", marks=needs("workspaces")),
         ("version", "protected"),
         ("hold", "protected"),
+        ("keep tag", "protected"),
         ("object", "postponed"),
         ("marker", "foreign"),
     ],
@@ -269,34 +336,66 @@ def act_of(site: Site, what: str, lost: str) -> Callable[[], object]:
 def test_what_comes_between_the_plan_and_the_fence_keeps_it(
     owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
 ) -> None:
-    """A row from a backup, its experiment, a model version, a hold, one object more, another's marker: nothing goes."""
-    lost = lose(owned, f"mlruns/{'777' if what == 'experiment' else '1'}/{new_id()}/artifacts/", 2)
-    free = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    """Rows from a backup, its experiment, a version, a hold, a keep tag, an object more, another's marker: it stays."""
+    lost = lose_for(owned, what)
+    free = lose(owned, f"mlruns/{'778' if what == 'keep tag' else '1'}/{new_id()}/artifacts/")
     hunt(owned)
     wait(owned)
     tick()
-    once_before(monkeypatch, fence.Fence, "admit", act_of(owned, what, lost))
+    acts = [act_of(owned, act, prefix) for act, prefix in lost.items()]
+    once_before(monkeypatch, fence.Fence, "admit", lambda: [act() for act in acts])
 
-    assert outcomes(hunt(owned)) == {lost: ends, free: "swept"}
-    assert len(keys(owned, f"{lost}part-")) == 2
+    assert outcomes(hunt(owned)) == dict.fromkeys(lost.values(), ends) | {free: "swept"}
+    assert [len(keys(owned, f"{prefix}part-")) for prefix in lost.values()] == [2] * len(lost)
 
 
 @pytest.mark.parametrize(
-    ("what", "ends"), [("row", "restored"), ("experiment", "restored"), ("hold", "protected"), ("object", "postponed")]
+    ("what", "ends"),
+    [
+        ("rows", "restored"),
+        ("experiment", "restored"),
+        pytest.param("workspace", "restored", marks=needs("workspaces")),
+        pytest.param("its experiment", "restored", marks=needs("workspaces")),
+        ("hold", "protected"),
+        ("keep tag", "protected"),
+        ("object", "postponed"),
+    ],
 )
 def test_what_comes_after_the_fence_keeps_what_is_left(
     owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
 ) -> None:
-    """A row from a backup, its experiment, a hold, before the first batch: nothing goes. One object more stays."""
-    lost = lose(owned, f"mlruns/{'777' if what == 'experiment' else '1'}/{new_id()}/artifacts/", 2)
+    """Rows from a backup, its experiment, a hold, a keep tag, before the first batch: it stays. So an object more."""
+    lost = lose_for(owned, what)
     hunt(owned)
     wait(owned)
     tick()
-    once_before(monkeypatch, fence.Fence, "changed", act_of(owned, what, lost))
+    acts = [act_of(owned, act, prefix) for act, prefix in lost.items()]
+    once_before(monkeypatch, fence.Fence, "changed", lambda: [act() for act in acts])
 
-    assert outcomes(hunt(owned)) == {lost: ends}
-    left = [key.removeprefix(lost) for key in keys(owned, lost)]
-    assert left == (["late/part-0"] if what == "object" else ["part-0", "part-1"])
+    # One at a time: another thread would ask while the rows are still being written.
+    assert outcomes(hunt(owned, "--concurrency", "1")) == dict.fromkeys(lost.values(), ends)
+    for prefix in lost.values():
+        left = [key.removeprefix(prefix) for key in keys(owned, prefix)]
+        assert left == (["late/part-0"] if what == "object" else ["part-0", "part-1"])
+
+
+def test_a_version_in_a_registry_of_its_own_keeps_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, make_site: MakeSite, sqlite_template: Path, tmp_path: Path
+) -> None:
+    """Registered in another database before the plan, before the fence and after it: nothing else needs them."""
+    shutil.copyfile(sqlite_template, tmp_path / "registry.db")
+    site = own(make_site(replace(site, registry_uri=f"sqlite:///{tmp_path / 'registry.db'}")))
+    planned, before, after, free = (lose(site, f"mlruns/1/{new_id()}/artifacts/") for _ in range(4))
+    hunt(site)
+    wait(site)
+    act_of(site, "version", planned)()
+    once_before(monkeypatch, fence.Fence, "admit", act_of(site, "version", before))
+    once_before(monkeypatch, fence.Fence, "changed", act_of(site, "version", after))
+    report = hunt(site, "--concurrency", "1")  # or another thread would ask while it is being registered
+
+    assert reasons(report) == {planned: "protected"} | dict.fromkeys((before, after, free), "due")
+    assert outcomes(report) == {before: "protected", after: "protected", free: "swept"}
+    assert all(keys(site, prefix) for prefix in (planned, before, after))
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["before", "between the plan and the fence"])
@@ -328,16 +427,23 @@ def test_what_a_person_took_back_stays_without_its_row(
 
 
 def test_a_hold_on_an_experiment_keeps_what_may_have_been_its_own(owned: Site) -> None:
-    """Two experiments share a place: of what has lost its row there nothing tells whose it was."""
+    """Two experiments share a place: of what has lost its row there nothing tells whose it was. So with a keep tag."""
     place = f"s3://{owned.bucket}/mlruns/shared"
     owned.experiment(artifact_location=place)
     held = owned.experiment(artifact_location=place)
     lost = lose(owned, f"mlruns/shared/{new_id()}/artifacts/")
-    hold = run("hold", "add", "--backend-store-uri", owned.uri, "--reason", "audit", "--experiment-id", held)
-    assert hold.code == 0, hold.err
+    say_so(owned, place)
+    hold = ("--backend-store-uri", owned.uri)
+    added = run("hold", "add", *hold, "--reason", "audit", "--experiment-id", held)
+    assert added.code == 0, added.err
     hunt(owned)
     wait(owned)
 
+    assert reasons(hunt(owned)) == {lost: "protected"}
+    assert run("hold", "rm", *hold, "1").code == 0
+    assert reasons(hunt(owned)) == {lost: "quarantine"}
+    keep_experiment(owned, held)
+    wait(owned)
     assert reasons(hunt(owned)) == {lost: "protected"}
     assert keys(owned, lost)
 
@@ -410,16 +516,41 @@ def test_a_marker_alone_does_not_say_that_nobody_else_is_there(site: Site) -> No
     assert reasons(hunt(site)) == {lost: "not-owned"}
 
 
-def test_a_database_of_yesterday_sweeps_nothing(owned: Site) -> None:
+def test_a_copy_of_the_database_sweeps_nothing(owned: Site, make_site: MakeSite, tmp_path: Path) -> None:
+    """Runs that were made since look like orphans to it: it says that it is a copy, however often it is asked."""
+    lost = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
+    hunt(owned)
+    path = shutil.copyfile(owned.uri.removeprefix("sqlite:///"), tmp_path / "copy.db")
+    # With the registry that is the right one: by that it could be told, too.
+    copy = make_site(replace(owned, uri=f"sqlite:///{path}", registry_uri=owned.uri))
+    owned.run("1", n_objects=2)
+    before = owned.snapshot()
+    for _ in range(2):
+        wait(copy)
+        done = ran(copy)
+
+        assert (done.code, "it is a copy" in done.err) == (1, True), done.err
+        assert owned.snapshot() == before
+    wait(owned)
+    assert outcomes(hunt(owned)) == {lost: "swept"}
+
+
+@pytest.mark.parametrize("since", ["gc --orphans", "gc"])
+def test_a_database_of_yesterday_sweeps_nothing(owned: Site, since: str) -> None:
     """Put back from a backup, today's runs look like orphans: it stops, and once adopted it begins to count anew."""
     path = Path(owned.uri.removeprefix("sqlite:///"))
+    swept = owned.run("1", n_objects=1)
     lost = lose(owned, f"mlruns/1/{new_id()}/artifacts/")
     hunt(owned)
     wait(owned)
     backup = path.read_bytes()
-    hunt(owned, "--dry-run")
     today = owned.run("1", n_objects=2)
-    hunt(owned, "--max-objects", "0", expect=4)  # sees it, and is held back
+    if since == "gc":
+        owned.delete_run(swept)
+        gc(owned, "--run-ids", swept)
+    else:
+        hunt(owned, "--dry-run")
+        hunt(owned, "--max-objects", "0", expect=4)  # sees it, and is held back
     owned.close()
     path.write_bytes(backup)
     before = owned.snapshot()
@@ -474,7 +605,7 @@ def faulty(sqlite_uri: str, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_cannot_be_listed_is_not_swept(faulty: tuple[FakeS3, Site]) -> None:
-    """AccessDenied at any listing, or at a marker: nothing goes, nothing is noted, and the exit code says so."""
+    """AccessDenied at any listing or marker, a registry not known: nothing goes or is noted; the exit code says so."""
     fake, site = faulty
     lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
     hunt(site)
@@ -489,22 +620,32 @@ def test_what_cannot_be_listed_is_not_swept(faulty: tuple[FakeS3, Site]) -> None
         assert (bool(fault.hit), done.code) == (True, 1), f"{operation}: {done.out}"
         assert len(keys(site, lost)) == 1
         assert sightings_of(site) == noted
+    site.execute("UPDATE artifact_gc_site SET registry_fingerprint = NULL")
+    done = ran(site)
+    assert (done.code, "Which model registry the server uses is not known" in done.err) == (1, True), done.err
+    assert len(keys(site, lost)) == 1
+    assert sightings_of(site) == noted
+    site.execute("UPDATE artifact_gc_site SET registry_fingerprint = database_fingerprint")
     assert outcomes(hunt(site)) == {lost: "swept"}
 
 
 def test_a_clock_that_has_jumped_sweeps_nothing(faulty: tuple[FakeS3, Site]) -> None:
-    """The database's clock is two days ahead of S3's: no quarantine ends by that."""
+    """The database's clock and S3's are more than five minutes apart, either way: no quarantine ends by that."""
     fake, site = faulty
     lost = lose(site, f"mlruns/1/{new_id()}/artifacts/")
     hunt(site)
     wait(site)
     noted = sightings_of(site)
-    fake.set_clock(ahead_ms=-2 * DAY_MS)
-    done = ran(site)
-    fake.set_clock(ahead_ms=0)
+    minute_ms = 60_000
+    for ahead_ms in (-2 * DAY_MS, -6 * minute_ms, 6 * minute_ms):
+        fake.set_clock(ahead_ms=ahead_ms)
+        done = ran(site)
 
-    assert (done.code, "Set the clock that is wrong" in done.err) == (1, True), done.err
-    assert sightings_of(site) == noted
+        assert (done.code, "Set the clock that is wrong" in done.err) == (1, True), f"{ahead_ms}: {done.err}"
+        assert sightings_of(site) == noted
+    fake.set_clock(ahead_ms=-4 * minute_ms)
+    assert reasons(hunt(site, "--dry-run")) == {lost: "due"}
+    fake.set_clock(ahead_ms=4 * minute_ms)
     assert outcomes(hunt(site)) == {lost: "swept"}
 
 

@@ -72,16 +72,42 @@ def _add_versions(cast: Cast) -> None:
     site.register("copy-of-copy", "models:/copy/1")
     for name in ("origin", "copy"):
         site.delete_version(name, 1)
+    by_chain = _chain(site, site.run(cast.live, {"model/MLmodel": 10}))
+    # The last: the column may be empty.
+    stages = ("None", "Staging", "Production", "Archived", None)
+    staged = {site.run(cast.live, {"model/MLmodel": 10}): stage for stage in stages}
+    for run_id, stage in staged.items():
+        version = site.register("staged", f"{site.artifact_uri(run_id)}/model", run_id=run_id)
+        if stage is None:
+            site.set_version_columns("staged", version, current_stage=None)
+        else:
+            site.stage("staged", version, stage)
     of_model = site.logged_model(cast.doomed, n_objects=1)
     site.register("logged", f"models:/{of_model}", local_model_id=of_model)
     cast.holders |= {
         champion: "registered model churn, version 2 (@best) (@champion), storage_location",
         copied: "registered model copy-of-copy, version 1, storage_location",
         by_source: "registered model sourced, version 1, source",
+        by_chain: "registered model third, version 1, source models:/second/1",
+        **{one: f"registered model staged, version {1 + at}, storage_location" for at, one in enumerate(staged)},
         of_model: "registered model logged, version 1, storage_location",
     }
-    for one in (champion, by_source, copied):
+    for one in (champion, by_source, copied, by_chain, *staged):
         site.delete_run(one)
+
+
+def _chain(site: Site, run_id: str) -> str:
+    """Three versions that only their sources lead from one to the next; the first two are deleted."""
+    site.register("first", f"{site.artifact_uri(run_id)}/model", run_id=run_id)
+    site.register("second", "models:/first/1")
+    site.register("third", "models:/second/1")
+    for name in ("first", "second"):
+        site.delete_version(name, 1)
+    # Rows from before that column. Of a version that MLflow itself deletes it overwrites the source: only where that
+    # was done otherwise does it lead on.
+    site.set_version_columns("second", 1, source="models:/first/1", storage_location=None)
+    site.set_version_columns("third", 1, storage_location=None)
+    return run_id
 
 
 def _add_inputs_and_outputs(cast: Cast) -> None:
@@ -111,7 +137,15 @@ def _add_datasets(cast: Cast) -> None:
         document = json.dumps({"uri": f"{site.artifact_uri(of)}/data.parquet"})
         site.store.log_inputs(by, [DatasetInput(dataset=Dataset(f"sales-{of[:4]}", of, "s3", document), tags=[])])
     cast.holders[source] = f"dataset sales-{source[:4]} of run {user}, source"
-    for one in (source, unused, dead):
+    registered, maker = (site.run(cast.live, n_objects=1) for _ in range(2))
+    site.register("read", f"{site.artifact_uri(registered)}/model", run_id=registered)
+    site.delete_version("read", 1)
+    of_maker = site.logged_model(cast.live, source_run=maker, n_objects=1)
+    site.delete_logged_model(of_maker)
+    document = json.dumps({"a": [{"b": "models:/read/1"}, [f"runs:/{maker}/x"]]})
+    site.store.log_inputs(user, [DatasetInput(dataset=Dataset("nested", "n", "s3", document), tags=[])])
+    cast.holders |= dict.fromkeys((registered, of_maker), f"dataset nested of run {user}, source")
+    for one in (source, unused, dead, registered):
         site.delete_run(one)
     cast.gone += [unused, dead]
 
@@ -283,6 +317,30 @@ def test_traces_and_their_archives_in_a_deleted_run_s_location_keep_it(moto_site
     assert outcomes(report) == {maker: "swept"}
     assert evidence(report, around_data).startswith("trace ")
     assert evidence(report, around_archive).startswith("trace ")
+    assert_bucket_sound(site, report, before)
+
+
+@needs("logged_models")
+def test_a_live_logged_model_in_a_deleted_run_s_location_keeps_it(moto_site: Site) -> None:
+    """By what its row says, whatever its id is, and whosever experiment it is of."""
+    site = moto_site
+    experiment, theirs = site.experiment(), site.experiment()
+    around, around_odd, plain = (site.run(experiment, n_objects=1) for _ in range(3))
+    inner, odd = (site.logged_model(theirs) for _ in range(2))
+    site.execute("UPDATE logged_models SET model_id = 'm-odd' WHERE model_id = :id", id=odd)
+    for run_id, model in ((around, inner), (around_odd, "m-odd")):
+        uri = f"{site.artifact_uri(run_id)}/x/{model}/artifacts"
+        site.execute("UPDATE logged_models SET artifact_location = :uri WHERE model_id = :id", uri=uri, id=model)
+        site.write(model, uri, {"weights": 10})
+    for one in (around, around_odd, plain):
+        site.delete_run(one)
+    init(site)
+    before = site.snapshot()
+    report = gc(site)
+
+    assert outcomes(report) == {plain: "swept"}
+    assert evidence(report, around) == f"logged model {inner}"
+    assert evidence(report, around_odd) == "logged model m-odd"
     assert_bucket_sound(site, report, before)
 
 
