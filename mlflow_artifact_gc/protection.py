@@ -191,7 +191,8 @@ class Protection:
     def parts_needed(self, reference: Reference) -> dict[int, tuple[Location, ...]]:
         """For each position that ``reference`` protects the places inside its location that alone are needed.
 
-        None where all of it is, or where that cannot be said: a text that names no place beneath the location.
+        None where all of it is, or where that cannot be said: a text that names no place beneath the location, or all
+        of it by one of its readings.
 
         Raises:
             ReferencesIncomplete: as ``protected_by`` does.
@@ -205,9 +206,11 @@ class Protection:
         for index in hits:
             whole = self._location(index)
             inside = [place for place in places if place is not None and place != whole and whole.contains(place)]
+            # Behind the artifact proxy one of two readings lies in a workspace's folder, and touches nothing of this.
+            beside = [place for place in places if place is not None and not place.overlaps(whole)]
             plain = exact and reference.live and reference.strength is Strength.NAMES and not reference.experiment_id
             plain = plain and all(_is_plain(place.prefix[len(whole.prefix) :]) for place in inside)
-            found[index] = tuple(inside) if plain and len(inside) == len(places) else ()
+            found[index] = tuple(inside) if plain and len(inside) + len(beside) == len(places) else ()
         return found
 
     def _location(self, index: int) -> Location:

@@ -319,20 +319,19 @@ def keep_experiment(site: Site, experiment: str, value: str = "true") -> None:
     site.store.set_experiment_tag(experiment, ExperimentTag(KEEP, value))
 
 
-@pytest.mark.parametrize(
-    ("what", "ends"),
-    [
-        ("rows", "restored"),
-        ("experiment", "restored"),
-        pytest.param("workspace", "restored", marks=needs("workspaces")),
-        pytest.param("its experiment", "restored", marks=needs("workspaces")),
-        ("version", "protected"),
-        ("hold", "protected"),
-        ("keep tag", "protected"),
-        ("object", "postponed"),
-        ("marker", "foreign"),
-    ],
+ENDS = (
+    ("rows", "restored"),
+    ("experiment", "restored"),
+    pytest.param("workspace", "restored", marks=needs("workspaces")),
+    pytest.param("its experiment", "restored", marks=needs("workspaces")),
+    ("hold", "protected"),
+    ("keep tag", "protected"),
+    ("object", "postponed"),
 )
+"""What comes, and how an orphan's sweep ends then."""
+
+
+@pytest.mark.parametrize(("what", "ends"), [*ENDS, ("version", "protected"), ("marker", "foreign")])
 def test_what_comes_between_the_plan_and_the_fence_keeps_it(
     owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
 ) -> None:
@@ -349,18 +348,7 @@ def test_what_comes_between_the_plan_and_the_fence_keeps_it(
     assert [len(keys(owned, f"{prefix}part-")) for prefix in lost.values()] == [2] * len(lost)
 
 
-@pytest.mark.parametrize(
-    ("what", "ends"),
-    [
-        ("rows", "restored"),
-        ("experiment", "restored"),
-        pytest.param("workspace", "restored", marks=needs("workspaces")),
-        pytest.param("its experiment", "restored", marks=needs("workspaces")),
-        ("hold", "protected"),
-        ("keep tag", "protected"),
-        ("object", "postponed"),
-    ],
-)
+@pytest.mark.parametrize(("what", "ends"), ENDS)
 def test_what_comes_after_the_fence_keeps_what_is_left(
     owned: Site, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
 ) -> None:

@@ -137,18 +137,25 @@ def test_what_is_needed_otherwise_stays_whole(site: Site) -> None:
     assert paths(site, late) == set(CONTENT)
 
 
-def test_a_proxied_uri_that_can_be_read_in_two_ways_keeps_the_whole(
+def test_behind_the_artifact_proxy_it_goes_in_part_too(
     sqlite_uri: str, moto_s3: S3Server, moto_bucket: str, make_site: MakeSite
 ) -> None:
-    """A reader may look for it in the folder of its workspace; the place in S3 itself has one reading."""
+    """A reader may look for it in its workspace's folder instead: of a run that lies there, that part stays."""
     site = make_site(Site.proxied(sqlite_uri, moto_s3, moto_bucket))
     init(site)
-    proxied, named = (needed_run(site) for _ in range(2))
+    proxied, named, in_folder = (needed_run(site) for _ in range(3))
     place = f"s3://{site.bucket}/{site.key_of(site.artifact_uri(named))}/model"
     site.set_version_columns("churn", 2, source=place, storage_location=place)
-    assert outcomes(gc(site, "--partial")) == {named: "partly"}
-    assert paths(site, proxied) == set(CONTENT)
-    assert paths(site, named) == {"model/weights", "model/deep/er"}
+    moved = site.artifact_uri(in_folder).replace("mlflow-artifacts:/", "mlflow-artifacts:/workspaces/default/")
+    for key in [key for key in site.snapshot().keys if in_folder in key]:
+        site.client.delete_object(Bucket=site.bucket, Key=key)
+    site.write(in_folder, moved, CONTENT)
+    site.execute("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :id", uri=moved, id=in_folder)
+    ends = outcomes(gc(site, "--partial"))
+
+    assert ends == dict.fromkeys((proxied, named, in_folder), "partly")
+    for run_id in ends:
+        assert paths(site, run_id) == {"model/weights", "model/deep/er"}
 
 
 def test_something_young_in_it_keeps_the_whole(

@@ -628,3 +628,32 @@ def test_a_part_is_told_only_by_a_text_of_one_reading(tail: str) -> None:
 
     exact = {0: (Location("bucket", f"{place.prefix}model/"),)}
     assert parts == (exact if tail == "model" else {0: ()})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mlflow-artifacts:/1/{}/artifacts/model", "root/1/{}/artifacts/model/"),
+        ("mlflow-artifacts:/workspaces/default/1/{}/artifacts/model", ""),
+        ("mlflow-artifacts:/1/{}/artifacts", ""),
+        ("mlflow-artifacts:/1/{}/artifacts/a%20b", ""),
+    ],
+)
+def test_behind_the_proxy_a_part_is_told_where_the_other_reading_is_apart(text: str, expected: str) -> None:
+    """One reading lies in the workspace's folder; a part is what lies inside by the other."""
+    id_ = "a" * 32
+    protection = Protection(
+        [Candidate(id_, Location("bucket", f"root/1/{id_}/artifacts/"), "1")], Destination.parse("s3://bucket/root")
+    )
+
+    parts = protection.parts_needed(Reference(holder="version 1", text=text.format(id_)))
+
+    assert parts == {0: (Location("bucket", expected.format(id_)),) if expected else ()}
+
+
+def test_no_part_is_told_where_another_reading_is_around_the_whole() -> None:
+    """Then all of it may be meant."""
+    place = Location("bucket", "root/workspaces/default/")
+    protection = Protection([Candidate("odd", place, "1")], Destination.parse("s3://bucket/root"))
+
+    assert protection.parts_needed(Reference(holder="v", text="mlflow-artifacts:/workspaces")) == {0: ()}
