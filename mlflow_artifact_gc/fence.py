@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from mlflow_artifact_gc import database, inbox, journal, leftovers, planning, references
+from mlflow_artifact_gc import database, holds, inbox, journal, leftovers, planning, references
 from mlflow_artifact_gc import registry as model_registry
 from mlflow_artifact_gc.combining import Combined
 from mlflow_artifact_gc.errors import DatabaseUnusable, ReferencesIncomplete
@@ -44,6 +44,20 @@ _BEGUN_OTHERWISE: Final = (
     "itself), take it back with 'undo', or use --action purge"
 )
 _Noted = frozenset[tuple[inbox.Subject, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Needs:
+    """What shows that something may be needed that was not before: read before the references, and compared later.
+
+    The notes of what was registered and held here, the number of holds, the state of a registry elsewhere, and the
+    experiments with a keep tag that may be its own.
+    """
+
+    registered: frozenset[int] = frozenset()
+    holds: int = 0
+    elsewhere: object = None
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +99,9 @@ class Fence:
         # In the tracking database the hook refuses what names an id after the claim, and notes every registration; in
         # another one nothing does.
         self._elsewhere = registry if registry is not tracked.engine else None
-        self._registered: object = None
-        self._registrations: frozenset[int] = frozenset()
+        self._needs = _Needs()
+        self._needs_of: dict[Location | None, _Needs] = {}
+        """Of what was read anew since."""
         self._valid_until = 0.0
         self._stop = threading.Event()
         self._changes = Combined(self._changed)
@@ -150,8 +165,7 @@ class Fence:
         free = [line for line in lines if line.location not in busy]
         if mine:
             self._outwait_registrations()
-        if self._elsewhere is not None:
-            self._registered = model_registry.state(self._elsewhere)
+        self._needs = replace(self._needs, elsewhere=self._state_elsewhere())
         still, changed = self._split(free, tombstones, noted)
         admission = self._unreferenced(still, tombstones)
         return Admission(
@@ -191,9 +205,9 @@ class Fence:
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._stones(connection, lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
-            # Before the references are read: what is registered or held after that has another note.
+            # Before the references are read: what is registered or held after that shows as another note.
             news = inbox.since(connection, self._noted_since_ms)
-            self._registrations = news.registered
+            self._needs = _Needs(registered=news.registered, holds=holds.count(connection))
             return claim, tombstones, news.touched | anew
 
         return database.written(self._engine, statements)
@@ -249,23 +263,24 @@ class Fence:
 
     def renew(self, lines: Sequence[Decision]) -> Admission:
         """The same for all that is still to be acted on: what counts from now on as new is what comes after this."""
-        with database.reading(self._engine) as connection:
-            self._registrations = inbox.since(connection, self._noted_since_ms).registered
-        if self._elsewhere is not None:
-            self._registered = model_registry.state(self._elsewhere)
+        self._needs = self._needs_now()
+        for line in lines:
+            self._needs_of.pop(line.location, None)
         return self.recheck(lines)
 
     @property
     def outdated(self) -> bool:
         """Whether each look before a batch would read all references again: a hold was put on, or a version made."""
-        with database.reading(self._engine) as connection:
-            if self._registered_since(inbox.since(connection, self._noted_since_ms)):
-                return True
-        return self._elsewhere is not None and model_registry.state(self._elsewhere) != self._registered
+        return self._needs_now() != self._needs
 
-    def _registered_since(self, news: inbox.News) -> bool:
-        """Whether a version was made, or a hold put on, since the references were read."""
-        return not news.registered <= self._registrations
+    def _needs_now(self) -> _Needs:
+        with database.reading(self._engine) as connection:
+            news = inbox.since(connection, self._noted_since_ms)
+            held = holds.count(connection)
+        return _Needs(registered=news.registered, holds=held, elsewhere=self._state_elsewhere())
+
+    def _state_elsewhere(self) -> object:
+        return None if self._elsewhere is None else model_registry.state(self._elsewhere)
 
     def _unreferenced(self, lines: Sequence[Decision], tombstones: Sequence[Tombstone]) -> Admission:
         if not lines:
@@ -330,22 +345,28 @@ class Fence:
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
             news = inbox.since(connection, self._noted_since_ms)
-            needed_anew = self._registered_since(news)
+            held_now = holds.count(connection)
             experiments = {line.entity.experiment_id for line in lines}
             # Of an orphan the path may not tell the experiment: then it may be any that is kept.
             kept = self._tracked.on(connection).kept_experiments(experiments if all(experiments) else None)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
         still, restored = self._split(lines, tombstones, news.touched)
-        protected = self._protected_since(still, tombstones, needed_anew=needed_anew or bool(kept))
+        needs = _Needs(registered=news.registered, holds=held_now, elsewhere=self._state_elsewhere())
+        protected = self._protected_since(still, tombstones, needs, {one.experiment_id for one in kept})
         return {result.decision: result for result in (*lost, *restored, *protected)}
 
     def _protected_since(
-        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], *, needed_anew: bool
+        self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], needs: _Needs, kept: Collection[str]
     ) -> Sequence[SweepResult]:
-        """What somebody has put a hold or a keep tag on since, or the registry needs since, here or elsewhere."""
-        if not needed_anew and (self._elsewhere is None or model_registry.state(self._elsewhere) == self._registered):
+        """What somebody has come to need since its references were read last: read anew, once for each change."""
+        now = {line.location: _needs_of(line, needs, kept) for line in lines}
+        anew = [line for line in lines if self._needs_of.get(line.location, self._needs) != now[line.location]]
+        if not anew:
             return ()
-        return self._unreferenced(lines, tombstones).rejected
+        admission = self._unreferenced(anew, tombstones)
+        # Of what is needed nothing is remembered: another thread that asks about the same is told the same.
+        self._needs_of.update((line.location, now[line.location]) for line in admission.due)
+        return admission.rejected
 
     def _require_same_settings(self, connection: Connection) -> None:
         if self._settings_ms is not None and inbox.settings_ms(connection) != self._settings_ms:
@@ -399,6 +420,11 @@ def _still_without_rows(tracking: references.Tracking, lines: Sequence[Decision]
         and (line.orphan.lost != leftovers.EXPERIMENT or line.entity.experiment_id in gone)
         and (line.orphan.lost != leftovers.WORKSPACE or line.entity.workspace not in workspaces)
     ]
+
+
+def _needs_of(line: Decision, needs: _Needs, kept: Collection[str]) -> _Needs:
+    own = line.entity.experiment_id
+    return replace(needs, kept=frozenset(one for one in kept if not own or one == own))
 
 
 def _back(line: Decision, owners: Mapping[str, str]) -> str:

@@ -91,9 +91,9 @@ def too_late(connection: Connection, kind: HoldKind, targets: Sequence[str], now
     late = sa.case(
         (intents.c.state.in_(_SWEPT), Late.GONE.value),
         (sa.and_(sweeping, intents.c.claimed_until_ms > now_ms), Late.BEING_SWEPT.value),
+        (gone, Late.IN_PART.value),
         (intents.c.acted_from_ms.is_not(None), Late.WAITS.value),
         (sweeping, Late.CUT_OFF.value),
-        (gone, Late.IN_PART.value),
         else_=None,
     )
     found: Counter[Late] = Counter()

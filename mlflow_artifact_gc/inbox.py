@@ -20,6 +20,7 @@ from mlflow_artifact_gc.tables import inbox, site
 _ROWS: Final = 500
 _IN_LIMIT: Final = 500
 _URI: Final = 2048
+_CLOCK_BACK_MS: Final = 3_600_000
 _TRACE_TAGS: Final = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
 
 
@@ -196,9 +197,15 @@ class News:
 
 
 def since(connection: Connection, recorded_ms: int) -> News:
-    """What has happened from that moment on (the database's clock), and waits in the inbox."""
+    """What has happened from that moment on (the database's clock), and waits in the inbox.
+
+    Of what was registered also that of an hour before: a transaction may have begun before that moment, or the clock
+    have been put back; whoever asks compares it with what there was when he asked first.
+    """
+    touched = sa.and_(inbox.c.recorded_ms >= recorded_ms, inbox.c.event.in_((Event.DELETED, Event.RESTORED)))
+    registered = sa.and_(inbox.c.recorded_ms >= recorded_ms - _CLOCK_BACK_MS, inbox.c.event == Event.REGISTERED)
     query = sa.select(inbox.c.id, inbox.c.event, inbox.c.entity_kind, inbox.c.entity_id).where(
-        inbox.c.recorded_ms >= recorded_ms, inbox.c.event.in_((Event.DELETED, Event.RESTORED, Event.REGISTERED))
+        sa.or_(touched, registered)
     )
     rows = connection.execute(query).all()
     return News(

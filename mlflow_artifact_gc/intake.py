@@ -76,11 +76,10 @@ class Intake:
             expected += self._work_off(notes)
             expected += self._held([int(note.entity_id) for note in notes if note.subject is Subject.HOLD])
             registry_changed |= any(note.subject in inbox.NEEDING for note in notes)
-            with database.writing(self._engine) as connection:
-                # Whoever has a claim reads before each of his batches what was registered since (``Fence``).
-                needed = journal.is_anything_swept(connection)
-                stays = {note.id for note in some if needed and note.event is Event.REGISTERED}
-                inbox.drained(connection, [note.id for note in some if note.id not in stays])
+            stays = self._needed_by_sweeps(some)
+            if gone := [note.id for note in some if note.id not in stays]:
+                with database.writing(self._engine) as connection:
+                    inbox.drained(connection, gone)
             left |= stays
         if registry_changed:
             with database.writing(self._engine) as connection:
@@ -130,6 +129,14 @@ class Intake:
             self._breathe(last)
 
     # Notes
+
+    def _needed_by_sweeps(self, notes: Sequence[Note]) -> set[int]:
+        """Whoever has a claim reads before each of his batches what was registered since (``Fence``)."""
+        registered = {note.id for note in notes if note.event is Event.REGISTERED}
+        if not registered:
+            return set()
+        with database.reading(self._engine) as connection:
+            return registered if journal.is_anything_swept(connection) else set()
 
     def _held(self, ids: Sequence[int]) -> list[journal.Expected]:
         """What waits of runs, models and experiments that somebody has put a hold on: it is to say so."""

@@ -52,6 +52,8 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+_UNAWARE_MS: Final = 3_600_000
+"""So long the holder of a claim that has run out may not have noticed it."""
 OPEN: Final = (State.PENDING, State.SWEEPING, State.FAILED)
 """The states of what a sweep began with and did not end well."""
 
@@ -419,10 +421,10 @@ def being_swept(connection: Connection, texts: Iterable[str]) -> list[str]:
 
 
 def is_anything_swept(connection: Connection) -> bool:
-    """Whether any claim is in force."""
+    """Whether any claim is in force, or was until not long ago: its holder may not have noticed yet."""
     claimed = sa.exists().where(
         intents.c.state == State.SWEEPING,
-        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name) - _UNAWARE_MS,
     )
     return bool(connection.execute(sa.select(claimed)).scalar())
 
@@ -606,8 +608,15 @@ def held(connection: Connection, lines: Sequence[Decision], *, owner: str, now_m
 
 
 def renew(connection: Connection, *, owner: str, until_ms: int) -> int:
-    """Put off the end of all claims of ``owner``; how many there are."""
-    mine = sa.and_(intents.c.claimed_by == owner, intents.c.state == State.SWEEPING)
+    """Put off the end of all claims of ``owner`` that have not run out; how many there are.
+
+    What happened while one had run out was not refused, nor kept for its holder to see.
+    """
+    mine = sa.and_(
+        intents.c.claimed_by == owner,
+        intents.c.state == State.SWEEPING,
+        intents.c.claimed_until_ms > database.clock_expression(connection.dialect.name),
+    )
     lock(connection, mine)
     return int(connection.execute(intents.update().where(mine).values(claimed_until_ms=until_ms)).rowcount)
 

@@ -184,11 +184,15 @@ class Recorder:
         def write(connection: Connection) -> None:
             for statement in inbox.notes(connection.dialect.name, noted):
                 connection.execute(statement)
-            if registered:
-                with self._seeing_what_is(connection) as seeing:
-                    being_swept.extend(journal.being_swept(seeing, registered))
+
+        def ask(connection: Connection) -> None:
+            with self._seeing_what_is(connection) as seeing:
+                being_swept.extend(journal.being_swept(seeing, registered))
 
         self._write(session, write)
+        if registered:
+            # Apart: where the question fails, the note stays, by which a sweep sees that there is something new.
+            self._write(session, ask)
         if being_swept:
             raise _refusal(being_swept[0])
 

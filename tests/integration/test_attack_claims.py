@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import sqlalchemy as sa
 
 from mlflow_artifact_gc import batching, database, fence, journal, notices
 from mlflow_artifact_gc.config import Settings
@@ -423,12 +424,12 @@ def _model_of_run(site: Site) -> tuple[str, str]:
     return model, f"runs:/{run_id}/model"
 
 
-@pytest.mark.parametrize("drained", [False, True], ids=["", "the worker drains the inbox"])
+@pytest.mark.parametrize("beside", ["", "the worker drains the inbox", "the clock was put back"])
 @pytest.mark.parametrize(
     "make", [_imported, _around, pytest.param(_model_of_run, marks=pytest.mark.needs("logged_models"))]
 )
 def test_a_registration_that_does_not_say_the_id_is_seen_before_the_next_batch(
-    hooked: Site, monkeypatch: pytest.MonkeyPatch, make: Callable[[Site], tuple[str, str]], *, drained: bool
+    hooked: Site, monkeypatch: pytest.MonkeyPatch, make: Callable[[Site], tuple[str, str]], beside: str
 ) -> None:
     """The hook, which looks for ids, lets it pass; the sweep reads everything again and deletes nothing."""
     init(hooked, *GRACE)
@@ -436,12 +437,57 @@ def test_a_registration_that_does_not_say_the_id_is_seen_before_the_next_batch(
 
     def act() -> None:
         hooked.register("churn", source)
-        if drained:
+        if "worker" in beside:
             turn(hooked)
             turn(hooked)
+        if "clock" in beside:
+            hooked.execute("UPDATE artifact_gc_inbox SET recorded_ms = recorded_ms - 600000")
 
     acted = once_before(monkeypatch, fence.Fence, "changed", act)
     report = gc(hooked, "--include-undated")
+
+    assert acted
+    assert outcomes(report) == {dead: "protected"}
+    assert len(left(hooked, dead)) == OBJECTS
+
+
+def test_a_claim_that_has_run_out_is_not_renewed(hooked: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it had, a registration by the very id was let pass: the sweep begins anew, however late it wakes up."""
+    init(hooked, *GRACE)
+    dead = hooked.run(hooked.experiment(), n_objects=OBJECTS)
+    hooked.delete_run(dead)
+
+    def act() -> None:
+        ((owner,),) = intents(hooked, "claimed_by")
+        hooked.execute("UPDATE artifact_gc_intents SET claimed_until_ms = 1")
+        hooked.register("churn", f"{hooked.artifact_uri(dead)}/model", run_id=dead)
+        with database.writing(hooked.engine) as connection:
+            assert journal.renew(connection, owner=owner, until_ms=2**50) == 0
+
+    acted = once_before(monkeypatch, fence.Fence, "changed", act)
+    report = gc(hooked)
+
+    assert acted
+    assert outcomes(report) == {dead: "protected"}
+    assert len(left(hooked, dead)) == OBJECTS
+
+
+def test_where_the_hook_cannot_ask_its_note_stays(hooked: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registration passes, as nothing of ours stops MLflow; whoever sweeps sees that there is a new one."""
+    init(hooked, *GRACE)
+    dead = hooked.run(hooked.experiment(), n_objects=OBJECTS)
+    hooked.delete_run(dead)
+
+    def fails(*_arguments: Any) -> list[str]:
+        raise sa.exc.OperationalError("SELECT", {}, Exception("too many connections"))
+
+    def act() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(journal, "being_swept", fails)
+            hooked.register("churn", f"{hooked.artifact_uri(dead)}/model", run_id=dead)
+
+    acted = once_before(monkeypatch, fence.Fence, "changed", act)
+    report = gc(hooked)
 
     assert acted
     assert outcomes(report) == {dead: "protected"}

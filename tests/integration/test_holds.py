@@ -444,7 +444,7 @@ def test_a_hold_on_something_else_stops_no_sweep(moto_site: Site, monkeypatch: p
     report = gc(site)
 
     assert outcomes(report) == {dead: "swept"}
-    assert times == [0, 0, 1, 1], "for the plan, at the fence, and before each of the two batches that are left"
+    assert times == [0, 0, 1], "for the plan, at the fence, and once for the hold"
     assert_bucket_sound(site, report, before)
 
 
