@@ -170,8 +170,8 @@ BREAKS = (
         name="elsewhere",
         what="a registry in another database is not asked before a batch",
         file="fence.py",
-        old="self._elsewhere is None or model_registry.state(self._elsewhere) == self._registered",
-        new="self._elsewhere is None or self._registered is not None",
+        old="needs = _Needs(registered=news.registered, holds=held_now, elsewhere=self._state_elsewhere())",
+        new="needs = _Needs(registered=news.registered, holds=held_now, elsewhere=self._needs.elsewhere)",
         tests="tests/integration/test_attack_claims.py -k registration_elsewhere",
     ),
     Break(
