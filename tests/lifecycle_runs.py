@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from mlflow_artifact_gc.demo.servers import HOST, S3Server
 DAY_S = 86_400
 _GRPC_OFFSET = 10_000
 _PATIENCE_S = 60
+_LOADING_S = 1.0
+"""A filer that is still loading when the shell ends may die of it: SeaweedFS 4.48, in CompactFileChunks."""
 _LENGTH_BYTES = 4
 _DATES = frozenset({2, 6, 18, 22})
 """The fields of an entry's attributes (filer.proto) that hold seconds since 1970: mtime, crtime, ctime and a copy."""
@@ -48,22 +51,26 @@ def age(server: S3Server, bucket: str, prefix: str = "", *, days: float) -> None
         _shell(server, f"fs.meta.save -o {file} {folder}")
         # Twice: the shell ends while the last entries are still being loaded.
         file.write_bytes(_aged(file.read_bytes(), round(days * DAY_S)) * 2)
-        _shell(server, f"fs.meta.load {file}")
+        _shell(server, f"fs.meta.load {file}", lingers_s=_LOADING_S)
 
 
-def _shell(server: S3Server, *commands: str) -> str:
+def _shell(server: S3Server, *commands: str, lingers_s: float = 0.0) -> str:
+    """What the commands print. ``lingers_s``: what they have begun gets so long before the shell is left."""
     argv = [str(servers._weed()), "shell", f"-master={HOST}:{server.master_port}"]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            argv,
-            input="\n".join((*commands, "exit", "")),
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE_S,
-            check=True,
-            cwd=folder,
-        )
-    return done.stdout + done.stderr
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, text=True, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            try:
+                assert process.stdin is not None
+                process.stdin.write("\n".join((*commands, "")))
+                process.stdin.flush()
+                time.sleep(lingers_s)
+                out, err = process.communicate("exit\n", timeout=_PATIENCE_S)
+            except BaseException:
+                process.kill()
+                raise
+    assert process.returncode == 0, out + err
+    return out + err
 
 
 class _Field(NamedTuple):

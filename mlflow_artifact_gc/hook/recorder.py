@@ -185,14 +185,14 @@ class Recorder:
             for statement in inbox.notes(connection.dialect.name, noted):
                 connection.execute(statement)
 
-        def ask(connection: Connection) -> None:
+        def write_and_ask(connection: Connection) -> None:
+            write(connection)
             with self._seeing_what_is(connection) as seeing:
                 being_swept.extend(journal.being_swept(seeing, registered))
 
-        self._write(session, write)
-        if registered:
-            # Apart: where the question fails, the note stays, by which a sweep sees that there is something new.
-            self._write(session, ask)
+        if not self._write(session, write_and_ask if registered else write) and registered and not self._is_off():
+            # The question failed and its frame took the note along, by which a sweep sees that there is something new.
+            self._write(session, write)
         if being_swept:
             raise _refusal(being_swept[0])
 
@@ -201,20 +201,21 @@ class Recorder:
     def _is_off(self) -> bool:
         return time.monotonic() < self._off_until_s
 
-    def _write(self, session: Session, write: Callable[[Connection], None]) -> None:
-        """Carry out ``write``; where it fails, undo it and complain. The user's statement goes on."""
+    def _write(self, session: Session, write: Callable[[Connection], None]) -> bool:
+        """Carry out ``write``; where it fails, undo it, complain, and say so. The user's statement goes on."""
         try:
             connection = session.connection()
             begun = _in_transaction(connection)
         except Exception as error:
             self._complain(error)
-            return
+            return False
         failure, undone = _framed(connection, _FRAMES[connection.dialect.name] if begun else _FIRST, write)
         if failure is None:
-            return
+            return True
         self._complain(failure, connection)
         if begun and not _in_transaction(connection, undone=undone):
             raise _undone()
+        return False
 
     @contextmanager
     def _seeing_what_is(self, connection: Connection) -> Iterator[Connection]:
