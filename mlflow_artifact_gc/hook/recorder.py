@@ -180,6 +180,7 @@ class Recorder:
         if not noted:
             return
         being_swept: list[str] = []
+        asked: list[bool] = []
 
         def write(connection: Connection) -> None:
             for statement in inbox.notes(connection.dialect.name, noted):
@@ -187,11 +188,12 @@ class Recorder:
 
         def write_and_ask(connection: Connection) -> None:
             write(connection)
+            asked.append(True)
             with self._seeing_what_is(connection) as seeing:
                 being_swept.extend(journal.being_swept(seeing, registered))
 
-        if not self._write(session, write_and_ask if registered else write) and registered and not self._is_off():
-            # The question failed and its frame took the note along, by which a sweep sees that there is something new.
+        if not self._write(session, write_and_ask if registered else write) and asked:
+            # The question failed, and its frame took the note along, by which a sweep sees that there is something new.
             self._write(session, write)
         if being_swept:
             raise _refusal(being_swept[0])
