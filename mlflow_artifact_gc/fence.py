@@ -100,8 +100,8 @@ class Fence:
         # another one nothing does.
         self._elsewhere = registry if registry is not tracked.engine else None
         self._needs = _Needs()
-        self._needs_of: dict[Location | None, _Needs] = {}
-        """Of what was read anew since."""
+        self._read_with: dict[Location | None, _Needs] = {}
+        """Of a location whose references were read anew since ``_needs``: what there was to see then."""
         self._valid_until = 0.0
         self._stop = threading.Event()
         self._changes = Combined(self._changed)
@@ -205,10 +205,9 @@ class Fence:
             claim = journal.claim(connection, lines, self._plan, owner=self._owner, now_ms=now_ms, until_ms=until_ms)
             tombstones = self._stones(connection, lines)
             anew = {_own(line) for line in lines if line.location in claim.anew}
-            # Before the references are read: what is registered or held after that shows as another note.
-            news = inbox.since(connection, self._noted_since_ms)
-            self._needs = _Needs(registered=news.registered, holds=holds.count(connection))
-            return claim, tombstones, news.touched | anew
+            # Before the references are read: what is registered or held after that shows.
+            self._needs, noted = self._look(connection)
+            return claim, tombstones, noted | anew
 
         return database.written(self._engine, statements)
 
@@ -265,7 +264,7 @@ class Fence:
         """The same for all that is still to be acted on: what counts from now on as new is what comes after this."""
         self._needs = self._needs_now()
         for line in lines:
-            self._needs_of.pop(line.location, None)
+            self._read_with.pop(line.location, None)
         return self.recheck(lines)
 
     @property
@@ -275,9 +274,13 @@ class Fence:
 
     def _needs_now(self) -> _Needs:
         with database.reading(self._engine) as connection:
-            news = inbox.since(connection, self._noted_since_ms)
-            held = holds.count(connection)
-        return _Needs(registered=news.registered, holds=held, elsewhere=self._state_elsewhere())
+            needs, _ = self._look(connection)
+        return replace(needs, elsewhere=self._state_elsewhere())
+
+    def _look(self, connection: Connection) -> tuple[_Needs, _Noted]:
+        """What this database shows of needs, and which entities were deleted or restored."""
+        news = inbox.since(connection, self._noted_since_ms)
+        return _Needs(registered=news.registered, holds=holds.count(connection)), news.touched
 
     def _state_elsewhere(self) -> object:
         return None if self._elsewhere is None else model_registry.state(self._elsewhere)
@@ -344,14 +347,13 @@ class Fence:
             now_ms = database.clock_ms(connection)
             held = journal.held(connection, lines, owner=self._owner, now_ms=now_ms)
             self._require_same_settings(connection)
-            news = inbox.since(connection, self._noted_since_ms)
-            held_now = holds.count(connection)
+            needs, noted = self._look(connection)
             experiments = {line.entity.experiment_id for line in lines}
             # Of an orphan the path may not tell the experiment: then it may be any that is kept.
             kept = self._tracked.on(connection).kept_experiments(experiments if all(experiments) else None)
         lost = [ended(line, Outcome.BUSY, "its claim has run out") for line in lines if line.location not in held]
-        still, restored = self._split(lines, tombstones, news.touched)
-        needs = _Needs(registered=news.registered, holds=held_now, elsewhere=self._state_elsewhere())
+        still, restored = self._split(lines, tombstones, noted)
+        needs = replace(needs, elsewhere=self._state_elsewhere())
         protected = self._protected_since(still, tombstones, needs, {one.experiment_id for one in kept})
         return {result.decision: result for result in (*lost, *restored, *protected)}
 
@@ -359,13 +361,13 @@ class Fence:
         self, lines: Sequence[Decision], tombstones: Sequence[Tombstone], needs: _Needs, kept: Collection[str]
     ) -> Sequence[SweepResult]:
         """What somebody has come to need since its references were read last: read anew, once for each change."""
-        now = {line.location: _needs_of(line, needs, kept) for line in lines}
-        anew = [line for line in lines if self._needs_of.get(line.location, self._needs) != now[line.location]]
+        now = {line.location: _own_needs(line, needs, kept) for line in lines}
+        anew = [line for line in lines if self._read_with.get(line.location, self._needs) != now[line.location]]
         if not anew:
             return ()
         admission = self._unreferenced(anew, tombstones)
         # Of what is needed nothing is remembered: another thread that asks about the same is told the same.
-        self._needs_of.update((line.location, now[line.location]) for line in admission.due)
+        self._read_with.update((line.location, now[line.location]) for line in admission.due)
         return admission.rejected
 
     def _require_same_settings(self, connection: Connection) -> None:
@@ -422,7 +424,7 @@ def _still_without_rows(tracking: references.Tracking, lines: Sequence[Decision]
     ]
 
 
-def _needs_of(line: Decision, needs: _Needs, kept: Collection[str]) -> _Needs:
+def _own_needs(line: Decision, needs: _Needs, kept: Collection[str]) -> _Needs:
     own = line.entity.experiment_id
     return replace(needs, kept=frozenset(one for one in kept if not own or one == own))
 
