@@ -99,9 +99,10 @@ def too_late(connection: Connection, kind: HoldKind, targets: Sequence[str], now
     found: Counter[Late] = Counter()
     for start in range(0, len(targets), _IN_LIMIT):
         mine = column[kind].in_(targets[start : start + _IN_LIMIT])
-        for name in connection.scalars(sa.select(late).where(mine)):
-            if name is not None:
-                found[Late(name)] += 1
+        told = sa.select(late.label("late")).where(mine).subquery()
+        query = sa.select(told.c.late, sa.func.count()).where(told.c.late.is_not(None)).group_by(told.c.late)
+        for name, number in connection.execute(query):
+            found[Late(name)] += number
     return dict(found)
 
 
