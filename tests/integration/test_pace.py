@@ -22,7 +22,7 @@ from tests.site import Site
 MakeSite = Callable[[Site], Site]
 
 BUCKET = "busy"
-N_REQUESTS = 300
+N_REQUESTS = 150
 
 
 @pytest.fixture
@@ -75,13 +75,18 @@ def delete_all(fake: FakeS3, threads: int = 16) -> tuple[int, int]:
 
 
 def test_a_busy_server_is_asked_less(fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It bears three at a time: with the pace kept it has to refuse a few, and most of them without."""
+    """It bears three at a time: with the pace kept it has to refuse a few, and most of them without.
+
+    What it does for a request takes far longer than to send one, on busy processors too: else those who keep no pace
+    come one after the other as well.
+    """
+    fake.before = lambda _request: time.sleep(0.03)
     fake.most_at_once = 3
     deleted, refused = delete_all(fake)
     monkeypatch.setattr(Pace, "register", lambda _pace, _client: None)
     unpaced_deleted, unpaced_refused = delete_all(fake)
     assert deleted >= unpaced_deleted
-    assert refused * 3 < unpaced_refused
+    assert refused * 2 < unpaced_refused
 
 
 def test_it_is_asked_more_again_and_never_more_than_the_cap(fake: FakeS3) -> None:
