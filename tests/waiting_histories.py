@@ -110,8 +110,20 @@ class WaitingHistory(History):
         for key, top in self.tops().items():
             if before.get(key) is not top and not key.endswith(oracle.MARKER_NAME):
                 self.seen[key] = None if top.is_marker else top.id
-                if top.is_marker:
+                if top.is_marker and not self.looks_like_ours(top):
                     self.theirs.add(Thing(key, top.id, is_upload=False))
+
+    def looks_like_ours(self, marker: Version) -> bool:
+        """S3's dates are of whole seconds: of those that wrote markers of one location in one, nobody can say which."""
+        owner, second = self.owner_of.get(marker.key), marker.modified_ms // 1000
+        return any(
+            one.is_marker
+            and thing not in self.theirs
+            and thing.version_id != marker.id
+            and self.owner_of.get(thing.key) == owner
+            and one.modified_ms // 1000 == second
+            for thing, one in self.sights().items()
+        )
 
     def user(self, what: str, act: Callable[[], object]) -> None:
         """As always, and what he sees is noted."""
@@ -275,7 +287,8 @@ class WaitingHistory(History):
         before = self.sights()
         step = Step(what="undo", before={}, snapshot=self.snapshot, live=self.live, graced=True)
         ran = run("undo", "--backend-store-uri", self.site.uri, "--run-ids", entity)
-        assert ran.code in (0, 2), ran.err
+        # Nothing is written below a root that is another database's.
+        assert ran.code in (0, 2) or (ran.code == 3 and "another tracking database" in ran.err), ran.err
         after = self.sights()
         self.judge(step, before, after, self.untouchable())
         if ran.code == 0:
