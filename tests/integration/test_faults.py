@@ -313,7 +313,8 @@ def answered(state: str) -> Failing:
 POSTGRESQL = {
     "deadlock": answered("40P01"),
     "serialization failure": answered("40001"),
-    "connection lost": told("SELECT pg_terminate_backend(pg_backend_pid())"),
+    # The first takes effect a moment later, which may be after an answer.
+    "connection lost": told("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(30)"),
     "read-only": answered("25006"),
     "disk full": answered("53100"),
 }

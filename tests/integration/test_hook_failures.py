@@ -473,7 +473,7 @@ def test_what_another_user_locks(on_a_server: Hooked, caplog: pytest.LogCaptureF
     deleting.join()
 
     assert waits
-    assert took_s < 0.5
+    assert took_s < 5, "it did not wait: nobody would let it go on"
     assert sorted(note.event for note in on_a_server.noted()) == ["deleted", "hard-deleted"]
     assert _complaints(caplog) == []
 

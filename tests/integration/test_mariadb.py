@@ -379,7 +379,7 @@ def test_tags_of_ours_wait_for_no_user(site: Site) -> None:
             database.writing(engine) as connection,
         ):
             notices.write(connection, {run_id: notices.pending(1)})
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10, "by itself MariaDB waits for 50 s"
     with database.writing(engine) as connection:
         notices.write(connection, {run_id: notices.pending(1)})
     engine.dispose()

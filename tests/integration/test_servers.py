@@ -155,7 +155,7 @@ def test_each_test_gets_its_own_mlflow_database(any_db_uri: str, moto_s3: S3Serv
     try:
         started = time.monotonic()
         site.run(site.experiment(), {"a": 1})
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 8, "MLflow would take ten to make its tables"
         default = next(row for row in site.rows() if row.id == "0")
     finally:
         site.close()
@@ -186,9 +186,9 @@ def test_the_delay_proxy_delays_each_round_trip_and_keeps_throughput(
         bulk_s = seconds(lambda: read(far))
         assert read(far) == body
     assert first_s >= 2 * delay_s
-    assert delay_s <= next_s < 1.3 * delay_s
+    assert delay_s <= next_s < 1.8 * delay_s
     # Sent one piece per round trip, it would take 12 s.
-    assert bulk_s < direct_s + delay_s + 1.0
+    assert bulk_s < direct_s + delay_s + 4.0
 
 
 # The judge
