@@ -1,4 +1,4 @@
-"""Behind a proxy and with workspaces, on each database: deleted in MLflow, tagged by the worker, restored, and purged.
+"""Behind a proxy and with workspaces: deleted in MLflow, tagged by the worker, restored, and purged.
 
 Hook, worker and ``gc`` all have to find the workspace's own folder below the artifacts destination.
 """
@@ -45,9 +45,9 @@ def _tags(site: Site, run_id: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def site(any_db_uri: str, seaweed: S3Server, bucket: str, make_site: Callable[[Site], Site]) -> Iterator[Site]:
+def site(db_uri: str, seaweed: S3Server, bucket: str, make_site: Callable[[Site], Site]) -> Iterator[Site]:
     """Proxied artifacts, and the bucket has the rules."""
-    site = make_site(Site.proxied(any_db_uri, seaweed, bucket))
+    site = make_site(Site.proxied(db_uri, seaweed, bucket))
     init(site, *NOW, "--action", "tag")
     ran = run("lifecycle", "apply", "--backend-store-uri", site.uri, "--yes")
     assert ran.code == 0, ran.err

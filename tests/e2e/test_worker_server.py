@@ -29,6 +29,7 @@ from tests import servers
 from tests.abilities import has
 from tests.command import init, run
 from tests.oracle import assert_bucket_sound
+from tests.processes import argv, parent, resident_mb, runs, tree, workers
 from tests.servers import MlflowServer, PostgresServer, S3Server
 from tests.site import Site, Snapshot
 from tests.working import watched
@@ -56,50 +57,6 @@ SOON_S: Final = 15.0
 """The aim is 5, and benchmarks.worker measures it; here other tests run on the same cores."""
 PATIENCE_S: Final = 30.0
 """For what takes a second on a machine that has nothing else to do."""
-
-
-# Processes
-
-
-def _stat(pid: int) -> list[str]:
-    """From the state on: state, parent."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ["X", "0"]
-
-
-def runs(pid: int) -> bool:
-    """Whether this process exists and is no zombie."""
-    return _stat(pid)[0] not in "XZ"
-
-
-def argv(pid: int) -> list[str]:
-    """A process's command line."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def resident_mb(pid: int) -> float:
-    """What a process holds in memory now."""
-    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS")]
-    return int(line.split()[1]) / 1024
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    parents = {int(one.name): int(_stat(int(one.name))[1]) for one in Path("/proc").iterdir() if one.name.isdigit()}
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def workers(pid: int) -> list[int]:
-    """The workers among a process's descendants."""
-    return [one for one in tree(pid) if argv(one)[1:4] == ["-m", "mlflow_artifact_gc", "worker"]]
 
 
 def eventually(look: Callable[[], _T], what: str, within_s: float = PATIENCE_S) -> _T:
@@ -445,7 +402,7 @@ def test_one_worker_per_server_and_only_its_parent_starts_it(direct: Place, prox
     """A child of the server's parent, one in the whole tree: also with several of MLflow's workers and its jobs."""
     for place in (direct, proxied):
         (worker,) = workers(place.server.pid)
-        assert int(_stat(worker)[1]) == place.server.pid
+        assert parent(worker) == place.server.pid
         assert argv(worker) == [argv(worker)[0], "-m", "mlflow_artifact_gc", "worker", "--embedded"]
     started = [" ".join(argv(one)) for one in tree(direct.server.pid)]
     assert any("huey" in line for line in started) or not has("jobs"), "MLflow's jobs run"
@@ -542,21 +499,6 @@ def test_clients_notebooks_and_commands_start_nothing(proxied: Place, sqlite_uri
     assert noted == [("deleted",)], "the hook was there"
     assert second not in {row.id for row in site.rows()}, "and 'mlflow gc' was ours"
     assert select(site, "SELECT owner, seen_ms FROM artifact_gc_lease") == [(None, None)]
-
-
-def test_a_server_starts_none_where_that_is_switched_off(site: Site, seaweed: S3Server, tmp_path: Path) -> None:
-    """``MLFLOW_ARTIFACT_GC_WORKER=off``: deletions are noted and stay; a worker of its own takes them up."""
-    from mlflow import MlflowClient
-
-    init(site, *NOW)
-    run_id = site.run(site.experiment(), n_objects=1)
-    with replica(site, seaweed, tmp_path, MLFLOW_ARTIFACT_GC_WORKER="off") as server:
-        MlflowClient(server.uri).delete_run(run_id)
-        assert workers(server.pid) == []
-    assert ("run", run_id) in select(site, "SELECT entity_kind, entity_id FROM artifact_gc_inbox")
-    assert count(site, run_id) == 1
-    with foreground(site, seaweed, tmp_path / "worker.log"):
-        eventually(gone(site, run_id), "the run is gone")
 
 
 # Ends
