@@ -27,6 +27,9 @@ from tests.site import Site
 # In the environment, for the processes that pytest-xdist starts.
 SEED = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
 os.environ["TEST_SEED"] = str(SEED)
+# An image of a container may say so: then each of the hundreds of processes compiles for seconds what it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 _STEERING = ("AWS_", "MLFLOW_", "_MLFLOW_")
 _PG_TEMPLATE = "mlflow_template"
 _STORE_REGISTRIES = {
@@ -85,7 +88,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _in_a_hurry() -> Iterator[None]:
     """Clients and statements are made once (see tests/hurry.py)."""
-    with hurry.one_loader(), hurry.one_compilation():
+    with hurry.one_loader(), hurry.names_looked_up_once(), hurry.one_compilation():
         yield
 
 

@@ -24,6 +24,23 @@ def one_loader() -> Iterator[None]:
 
 
 @contextmanager
+def names_looked_up_once() -> Iterator[None]:
+    """Botocore takes the name of each of its events apart for each client: a thirtieth of all time."""
+    from botocore.hooks import EventAliaser
+
+    known: dict[str, str] = {}
+    make = EventAliaser.__init__
+
+    def make_knowing(aliaser: Any, emitter: Any, event_aliases: Any = None) -> None:
+        make(aliaser, emitter, event_aliases)
+        aliaser._alias_name_cache = known
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(EventAliaser, "__init__", make_knowing)
+        yield
+
+
+@contextmanager
 def one_compilation() -> Iterator[None]:
     """A statement is compiled once, and not anew for each of the thousands of engines: that is a quarter of all time.
 
@@ -100,6 +117,6 @@ def certificates_read_once() -> Iterator[None]:
 def hurried() -> Iterator[None]:
     """All that concerns SQLite and S3."""
     with ExitStack() as stack:
-        for each in (one_loader, one_compilation, no_wait_for_disks, migrations_read_once):
+        for each in (one_loader, names_looked_up_once, one_compilation, no_wait_for_disks, migrations_read_once):
             stack.enter_context(each())
         yield
