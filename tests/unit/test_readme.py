@@ -19,7 +19,7 @@ from mlflow_artifact_gc.s3.permissions import PERMISSIONS
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 DEMO = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[demo]' && .venv/bin/mlflow-artifact-gc demo"
-TESTS = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m tests"
+TESTS = "python3 -m venv .venv && .venv/bin/pip install -q --no-compile -e '.[test]' && .venv/bin/python -m tests"
 
 
 def _documents() -> str:
