@@ -298,8 +298,10 @@ def told(statement: str) -> Failing:
     """PostgreSQL itself fails: the error, and the transaction that it ends, are its own."""
 
     def fail(target: Any) -> None:
-        cursor = target if hasattr(target, "execute") else target.cursor()
-        cursor.execute(statement)
+        # Not the cursor itself: one that reads row by row on the server would declare the statement, and run nothing.
+        connection = target.connection if hasattr(target, "execute") else target
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
         pytest.fail(f"it does not fail: {statement}")
 
     return fail
