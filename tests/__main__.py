@@ -27,7 +27,7 @@ STEPS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
     # Three processes on two cores, as much of the time is waiting: each takes a file at a time, and starts its own
-    # servers. Those of tests/e2e come first, which take longest.
+    # servers. The order of tests/conftest.py stays.
     ("pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=25"),
 )
 Step = tuple[str, Callable[[], int]]

@@ -6,6 +6,7 @@ An MLflow database takes MLflow ten seconds to make, so each test gets a copy of
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import random
 import shutil
@@ -53,6 +54,17 @@ def pytest_report_header() -> list[str]:
     tested = [f"{name} {importlib.metadata.version(name)}" for name in ("mlflow", "sqlalchemy", "boto3")]
     left_out = [f"left out: every test that needs MariaDB ({mariadb.WITHOUT} is set)"] if _WITHOUT_MARIADB else []
     return [f"seed: {SEED} (repeat with TEST_SEED={SEED})", f"tested with: {', '.join(tested)}", *left_out]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file of tests/e2e, which waits much and takes longest, beside one that computes; then the others."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [file for file in files if file.parent.name == "e2e"]
+    computing = [file for file in files if file not in waiting]
+    pairs = itertools.chain.from_iterable(zip(waiting, computing, strict=False))
+    items[:] = [item for file in dict.fromkeys([*pairs, *waiting, *computing]) for item in files[file]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -98,7 +98,11 @@ def planned(what: tuple[str, Kind], nth: int, times: int) -> Fault:
 
 
 NUMBER = st.integers(0, 2**32)
-_MOST_ROUNDS = 6
+_MOST_ROUNDS = 12
+_LITTLE = 300
+"""Where so few steps are missing, or something that was never done,"""
+_MORE = 2
+"""so many histories are added at a time."""
 HELD = ("hold", "keep tag", "hold before the fence", "keep tag before the fence")
 MEANWHILE = ("restore", "register", "write", "new run", "delete", "gc", *HELD)
 OF_WHAT_HAS_NO_ROW = ("its row comes back", "it is written to", *HELD)
@@ -180,8 +184,9 @@ def run_histories(
     number = first_seed
     # Hypothesis leaves rules out for a whole history, and may leave out the same ones in each of a few.
     while world.steps < steps or (missing() and number < first_seed + _MOST_ROUNDS):
+        little = number > first_seed and steps - world.steps < _LITTLE
         chosen = settings(
-            max_examples=at_a_time,
+            max_examples=_MORE if little else at_a_time,
             stateful_step_count=LONGEST,
             deadline=None,
             database=None,

@@ -97,6 +97,7 @@ def test(version: Version, arguments: Sequence[str]) -> int:
             "3",
             "--dist",
             "loadfile",
+            "--no-loadscope-reorder",
             "-o",
             cache,
             *(() if named else (*SUBSET, *_OF_SUBSET)),
