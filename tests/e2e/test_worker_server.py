@@ -40,8 +40,9 @@ _T = TypeVar("_T")
 PASSWORD: Final = "tr0ub4dor-and-3"
 NOW: Final = ("--grace", "0s", "--min-object-age", "0s")
 POLL: Final = {"MLFLOW_ARTIFACT_GC_POLL": "1s"}
+SLOW: Final = {"MLFLOW_ARTIFACT_GC_CONCURRENCY": "2"}
+"""Sweeps last long enough to be met half-way also by who has to wait for a processor."""
 SHORT_WAITS: Final = {"sqlite": "PRAGMA busy_timeout = 200", "postgresql": "SET LOCAL lock_timeout = '200ms'"}
-"""State, date and word of an intent whose row in MLflow is gone."""
 FAR_S: Final = 0.02
 IDLE_MB: Final = 80
 SOME: Final = 3
@@ -172,7 +173,7 @@ def replica(site: Site, s3: S3Server, folder: Path, **environ: str) -> Iterator[
         s3=s3,
         default_artifact_root=site.artifact_root,
         workers=int(environ.pop("workers", "1")),
-        extra_env={**POLL, **environ},
+        extra_env={**POLL, **SLOW, **environ},
     ) as server:
         yield server
 
