@@ -70,6 +70,8 @@ class WaitingHistory(History):
         self.seen: dict[str, str | None] = {}
         self.theirs: set[Thing] = set()
         """Delete markers that users wrote, or the bucket's rules."""
+        self.mistakable: set[Thing] = set()
+        """Those of them that nobody can tell from ours."""
         self.lost: set[Thing] = set()
         """What the rules have removed, and might."""
         self.undone: set[str] = set()
@@ -110,16 +112,18 @@ class WaitingHistory(History):
         for key, top in self.tops().items():
             if before.get(key) is not top and not key.endswith(oracle.MARKER_NAME):
                 self.seen[key] = None if top.is_marker else top.id
-                if top.is_marker and not self.looks_like_ours(top):
-                    self.theirs.add(Thing(key, top.id, is_upload=False))
+                if top.is_marker:
+                    thing = Thing(key, top.id, is_upload=False)
+                    self.mistakable |= {thing} if self.looks_like_ours(thing, top) else set()
+                    self.theirs.add(thing)
 
-    def looks_like_ours(self, marker: Version) -> bool:
+    def looks_like_ours(self, new: Thing, marker: Version) -> bool:
         """S3's dates are of whole seconds: of those that wrote markers of one location in one, nobody can say which."""
-        owner, second = self.owner_of.get(marker.key), marker.modified_ms // 1000
+        owner, second = self.owner_of.get(new.key), marker.modified_ms // 1000
         return any(
             one.is_marker
             and thing not in self.theirs
-            and thing.version_id != marker.id
+            and thing != new
             and self.owner_of.get(thing.key) == owner
             and one.modified_ms // 1000 == second
             for thing, one in self.sights().items()
@@ -186,8 +190,14 @@ class WaitingHistory(History):
         self.keepers.require_markers()
         disturbed = killed() or bool(fault and fault.hit) or bool(step.acted_at) or what == "mlflow gc"
         if not disturbed and (not isinstance(report, dict) or report["exit_code"] == 0):
-            self.unheard.clear()
+            # Below another database's root nothing is touched, for whatever reason.
+            of_others = self.of_others()
+            self.unheard &= {owner for key, owner in self.owner_of.items() if _needed_by(key, of_others)}
             self.require_seen(what)
+
+    def of_others(self) -> dict[str, str]:
+        """Keys and folders below the markers of other databases."""
+        return dict(self.keepers.owned_by_others(self.snapshot))
 
     def judge(self, step: Step, before: Sights, after: Sights, needed: Mapping[str, str]) -> None:
         """Nothing has gone but our markers; nothing was hidden or tagged that was needed, too early or too young."""
@@ -195,7 +205,7 @@ class WaitingHistory(History):
             was = before[thing]
             written_over = thing.version_id == "null" and self.seen.get(thing.key) is not None and step.written
             assert was.is_marker or written_over, f"{step.what}: {thing} is gone"
-            assert thing not in self.theirs, f"{step.what}: the marker {thing} was not ours"
+            assert thing not in self.theirs - self.mistakable, f"{step.what}: the marker {thing} was not ours"
             self.world.did["markers taken off"] += 1
         for thing, now in after.items():
             was_tagged = thing in before and before[thing].tagged
@@ -215,9 +225,13 @@ class WaitingHistory(History):
         """What was hidden or tagged had to be due, and to be old, and nobody had taken it back."""
         owner = self.owner_of.get(key)
         why = _needed_by(key, needed)
-        assert not why, f"{step.what}: {key} is touched, and {why} needs it"
         assert owner is not None, f"{step.what}: {key} is touched, and nobody knows whose it is"
-        assert owner not in step.live, f"{step.what}: {key} is touched, and its owner {owner} is live"
+        if why and step.acted_at and not _needed_by(key, step.needed_meanwhile):
+            # Given up before the plan was made: what waits, or has to be taken back, is looked at first.
+            assert not step.graced, f"{step.what}: {key} is touched, and {why} needed it a moment ago"
+        else:
+            assert not why, f"{step.what}: {key} is touched, and {why} needs it"
+            assert owner not in step.live, f"{step.what}: {key} is touched, and its owner {owner} is live"
         assert owner not in self.undone, f"{step.what}: {key} is touched, and it was taken back by hand"
         if not step.graced:
             return
@@ -231,11 +245,11 @@ class WaitingHistory(History):
 
     def require_seen(self, what: str) -> None:
         """Whoever is live, or needed, has what its users left, but for what S3 had removed before."""
-        needed = self.all_needed()
+        needed, of_others = self.all_needed(), self.of_others()
         tops = self.tops()
         for key, version_id in self.seen.items():
             why = _needed_by(key, needed)
-            if not why or version_id is None:
+            if not why or version_id is None or _needed_by(key, of_others):
                 continue
             thing = Thing(key, version_id, is_upload=False)
             if thing in self.lost:
