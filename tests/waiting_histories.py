@@ -10,9 +10,11 @@ removed it.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import sqlalchemy as sa
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
@@ -190,14 +192,15 @@ class WaitingHistory(History):
         self.keepers.require_markers()
         disturbed = killed() or bool(fault and fault.hit) or bool(step.acted_at) or what == "mlflow gc"
         if not disturbed and (not isinstance(report, dict) or report["exit_code"] == 0):
-            # Below another database's root nothing is touched, for whatever reason.
-            of_others = self.of_others()
-            self.unheard &= {owner for key, owner in self.owner_of.items() if _needed_by(key, of_others)}
             self.require_seen(what)
 
-    def of_others(self) -> dict[str, str]:
-        """Keys and folders below the markers of other databases."""
-        return dict(self.keepers.owned_by_others(self.snapshot))
+    def left_alone(self) -> set[str]:
+        """What no sweep takes back now: below another database's root, or claimed by a process that was killed."""
+        of_others = dict(self.keepers.owned_by_others(self.snapshot))
+        with self.site.engine.connect() as connection:
+            claimed = sa.text("SELECT entity_id FROM artifact_gc_intents WHERE claimed_until_ms > :now_ms")
+            found = set(connection.execute(claimed, {"now_ms": int(time.time() * 1000)}).scalars())
+        return found | {owner for key, owner in self.owner_of.items() if _needed_by(key, of_others)}
 
     def judge(self, step: Step, before: Sights, after: Sights, needed: Mapping[str, str]) -> None:
         """Nothing has gone but our markers; nothing was hidden or tagged that was needed, too early or too young."""
@@ -245,11 +248,12 @@ class WaitingHistory(History):
 
     def require_seen(self, what: str) -> None:
         """Whoever is live, or needed, has what its users left, but for what S3 had removed before."""
-        needed, of_others = self.all_needed(), self.of_others()
+        needed, left_alone = self.all_needed(), self.left_alone()
+        self.unheard &= left_alone
         tops = self.tops()
         for key, version_id in self.seen.items():
             why = _needed_by(key, needed)
-            if not why or version_id is None or _needed_by(key, of_others):
+            if not why or version_id is None or self.owner_of.get(key) in left_alone:
                 continue
             thing = Thing(key, version_id, is_upload=False)
             if thing in self.lost:
@@ -325,7 +329,6 @@ class WaitingHistory(History):
         assert ran.code == 0, ran.err
         assert ends <= {"swept", "waiting", "empty", "protected"}, ran.json["results"]
         self._note_the_dead()
-        self.unheard.clear()
         self.require_seen("at the end")
         for _ in range(MIDNIGHTS):
             self.jump_by(24 * 8)
