@@ -73,7 +73,7 @@ def _here(command: tuple[str, ...]) -> Step:
 
 
 def _meanwhile(steps: list[Step]) -> list[Step]:
-    """The first of these begins now, beside what comes before it: it waits for disks and the network."""
+    """The first of these begins now, beside what comes before it, which does not need it."""
     (shown, run), *others = steps
     begun = ThreadPoolExecutor(1).submit(run)
     return [(f"{shown} (begun at the start)", begun.result), *others]

@@ -42,7 +42,7 @@ def tree(pid: int) -> list[int]:
     parents = {int(one.name): parent(int(one.name)) for one in Path("/proc").iterdir() if one.name.isdigit()}
     found = [pid]
     for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
+        found += [child for child, above in parents.items() if above == one]
     return found
 
 

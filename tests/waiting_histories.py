@@ -116,7 +116,8 @@ class WaitingHistory(History):
                 self.seen[key] = None if top.is_marker else top.id
                 if top.is_marker:
                     thing = Thing(key, top.id, is_upload=False)
-                    self.mistakable |= {thing} if self.looks_like_ours(thing, top) else set()
+                    if self.looks_like_ours(thing, top):
+                        self.mistakable.add(thing)
                     self.theirs.add(thing)
 
     def looks_like_ours(self, new: Thing, marker: Version) -> bool:
@@ -183,7 +184,7 @@ class WaitingHistory(History):
         assert not partly
         assert not orphans
         self.count(what)
-        before, needed = self.sights(), self.untouchable()
+        before, needed, left_alone = self.sights(), self.untouchable(), self.left_alone()
         step = Step(what=what, before={}, snapshot=self.snapshot, live=self.live, graced=graced)
         self.restored_between = set()
         report = self.carried_out(step, act, fault, interruption)
@@ -192,10 +193,10 @@ class WaitingHistory(History):
         self.keepers.require_markers()
         disturbed = killed() or bool(fault and fault.hit) or bool(step.acted_at) or what == "mlflow gc"
         if not disturbed and (not isinstance(report, dict) or report["exit_code"] == 0):
-            self.require_seen(what)
+            self.require_seen(what, left_alone)
 
     def left_alone(self) -> set[str]:
-        """What no sweep takes back now: below another database's root, or claimed by a process that was killed."""
+        """What a sweep that begins now does not take back: below another's root, or claimed by a killed process."""
         of_others = dict(self.keepers.owned_by_others(self.snapshot))
         with self.site.engine.connect() as connection:
             claimed = sa.text("SELECT entity_id FROM artifact_gc_intents WHERE claimed_until_ms > :now_ms")
@@ -246,9 +247,9 @@ class WaitingHistory(History):
             age_ms = self.fake.kept.clock_ms() - modified_ms
             assert age_ms >= MIN_AGE_MS - SLACK_MS, f"{step.what}: {key} is touched, and was {age_ms} ms old"
 
-    def require_seen(self, what: str) -> None:
+    def require_seen(self, what: str, left_alone: set[str]) -> None:
         """Whoever is live, or needed, has what its users left, but for what S3 had removed before."""
-        needed, left_alone = self.all_needed(), self.left_alone()
+        needed = self.all_needed()
         self.unheard &= left_alone
         tops = self.tops()
         for key, version_id in self.seen.items():
@@ -324,12 +325,13 @@ class WaitingHistory(History):
             return
         self.fake.set_clock(ahead_ms=0)
         self.keepers.let_all_go(run_list)
+        left_alone = self.left_alone()
         ran = run(*self.gc_arguments(now=True, metadata=False))
         ends = {result["outcome"] for result in ran.json.get("results", ())}
         assert ran.code == 0, ran.err
         assert ends <= {"swept", "waiting", "empty", "protected"}, ran.json["results"]
         self._note_the_dead()
-        self.require_seen("at the end")
+        self.require_seen("at the end", left_alone)
         for _ in range(MIDNIGHTS):
             self.jump_by(24 * 8)
             self.midnight()

@@ -502,8 +502,8 @@ def become(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None]
 
 
 @contextmanager
-def _guarded(folder: Path, uri: str) -> Iterator[Place]:
-    """With workspaces, and behind basic-auth, whose tables lie in the same database; an administrator and a user."""
+def _guarded(folder: Path, uri: str, *, workspaces: bool = False) -> Iterator[Place]:
+    """Behind basic-auth, whose own tables lie in the same database; there is an administrator and a user."""
     pytest.importorskip("flask_wtf", reason="MLflow's basic-auth app needs Flask-WTF")
     config = folder / "auth.ini"
     config.write_text(
@@ -512,7 +512,7 @@ def _guarded(folder: Path, uri: str) -> Iterator[Place]:
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     env = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret"}
-    with _serving(folder, uri, workspaces=True, args=["--app-name", "basic-auth"], env=env) as place:
+    with _serving(folder, uri, workspaces=workspaces, args=["--app-name", "basic-auth"], env=env) as place:
         _answer_as_admin(place, {"username": _USER[0], "password": _USER[1]})
         yield place
 
@@ -540,9 +540,15 @@ def _delete_as_both(place: Place, become: Callable[[tuple[str, str]], None]) -> 
     assert place.noted(first, second) == [("deleted", "run", first)]
 
 
-def test_workspaces_behind_basic_auth(db_uri: str, tmp_path: Path, become: Callable[[tuple[str, str]], None]) -> None:
+def test_basic_auth(database: str, tmp_path: Path, become: Callable[[tuple[str, str]], None]) -> None:
+    """Who may not delete may still not."""
+    with _guarded(tmp_path, database) as place:
+        _delete_as_both(place, become)
+
+
+def test_workspaces_behind_basic_auth(pg_uri: str, tmp_path: Path, become: Callable[[tuple[str, str]], None]) -> None:
     """A workspace goes and is noted; who may not delete may still not."""
-    with _guarded(tmp_path, db_uri) as place:
+    with _guarded(tmp_path, pg_uri, workspaces=True) as place:
         become(_ADMIN)
         _delete_a_workspace(place)
         _delete_as_both(place, become)
